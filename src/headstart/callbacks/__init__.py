@@ -1,0 +1,1 @@
+"""The built-in callbacks; none knows another."""

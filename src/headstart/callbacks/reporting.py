@@ -1,0 +1,102 @@
+"""What is told while training goes on."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tqdm.auto import tqdm
+
+from headstart.training.callback import Callback, Order
+from headstart.training.metrics import Logs
+
+_SECONDS_BETWEEN_READS = 0.2  # reading the logs waits for the device, so the bar does it five times a second at most
+
+
+class ProgressBar(Callback):
+    """Show how training goes: a bar where there is a terminal or a notebook, else one line for each epoch.
+
+    `fit(verbose=True)` brings one along.
+
+    Example:
+        >>> callbacks = [ProgressBar()]
+    """
+
+    order: ClassVar[Order] = Order.REPORT
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._began = 0.0
+        self._read = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
+        """Open the epoch's bar."""
+        self._began = self._read = time.monotonic()
+        if _is_interactive():
+            self._bar = tqdm(
+                total=self.run.batches, desc=self._title(epoch), unit="batch", leave=True, dynamic_ncols=True
+            )
+
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        """Move the bar on."""
+        if self._bar is not None:
+            self._bar.update()
+            now = time.monotonic()
+            if now - self._read >= _SECONDS_BETWEEN_READS:
+                self._bar.set_postfix_str(_words(logs), refresh=False)
+                self._read = now
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """Close the bar with the epoch's results, or print them."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(_words(logs))
+            self._close()
+        else:
+            seconds = time.monotonic() - self._began
+            tqdm.write(f"{self._title(epoch)}: {_words(logs)} ({seconds:.1f} s)")
+
+    def on_train_end(self, logs: Logs) -> None:
+        """Say why training stopped early, if it did."""
+        self._close()
+        if self.run.stop_reason is not None:
+            tqdm.write(f"stopped after epoch {len(self.run.history)}: {self.run.stop_reason}")
+
+    def _title(self, epoch: int) -> str:
+        return f"epoch {epoch + 1}/{self.run.epochs}"
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _is_interactive() -> bool:
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def _words(logs: Logs) -> str:
+    return " - ".join(f"{name} {_short(name, value)}" for name, value in logs.items())
+
+
+def _short(name: str, value: float) -> str:
+    return f"{value:.1e}" if name == "learning_rate" else f"{value:.4f}"
+
+
+class CSVLogger(Callback):
+    """Write the history of each fit into a CSV file, whole after every epoch.
+
+    Args:
+        path: the file; another fit writes it anew.
+
+    Example:
+        >>> callbacks = [CSVLogger("log.csv")]
+    """
+
+    order: ClassVar[Order] = Order.REPORT
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """Write all epochs so far."""
+        self.run.history.to_csv(self.path)

@@ -1,0 +1,415 @@
+"""`ImageData`: where pictures come from and how they become batches.
+
+It never changes. A Learner binds it to the preprocessing of its weights and gets another ImageData; the first may
+serve a second model.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from headstart.data.augment import Augment, Pipeline, View, check_augment, eval_view, least_side, train_view
+from headstart.data.decode import demand_readable
+from headstart.data.loading import Batches, LoaderBatches, SourceBatches, loader_length, worker_count
+from headstart.data.preprocessing import Preprocessing
+from headstart.data.sources import DatasetSource, FolderSource, Source, scan_known_classes, scan_parts
+from headstart.data.splits import stratified
+from headstart.data.unlabelled import PictureList
+from headstart.drawing import contact_sheet
+from headstart.errors import ConfigError, DataError, Demands, is_count, listing
+from headstart.randomness import preserved
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Workers = int | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class OwnLoader:
+    """The user's own loader, as a part of the data."""
+
+    loader: Iterable[Any]
+
+    def __len__(self) -> int:
+        dataset = getattr(self.loader, "dataset", ())
+        return len(dataset) if hasattr(dataset, "__len__") else 0
+
+
+Part = Source | OwnLoader
+"""One part of the data: train, val or test."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageData:
+    """Pictures with labels, split into train, val and test, and how they become batches.
+
+    Made by `from_folder`, `from_datasets` or `from_loaders`, and never changed afterwards.
+
+    Example:
+        >>> data = ImageData.from_folder("flowers", image_size=64, batch_size=16)
+        >>> data.classes
+        ('daisy', 'rose', 'tulip')
+    """
+
+    classes: tuple[str, ...]
+    train: Part | None = None
+    val: Part | None = None
+    test: Part | None = None
+    batch_size: int = 32
+    image_size: int | None = None
+    augment: Augment = "default"
+    eval_transform: Pipeline | None = None
+    workers: Workers = "auto"
+    preprocessing: Preprocessing | None = None
+    _checked: set[str] = field(default_factory=set)
+
+    @classmethod
+    def from_folder(
+        cls,
+        root: str | Path,
+        *,
+        val_fraction: float = 0.2,
+        seed: int = 0,
+        batch_size: int = 32,
+        image_size: int | None = None,
+        augment: Augment = "default",
+        eval_transform: Pipeline | None = None,
+        workers: Workers = "auto",
+    ) -> Self:
+        """Take pictures from a folder with one sub-folder per class.
+
+        Args:
+            root: holds `train/` with `val/`, `valid/`, `validation/` or `test/` beside it (each with one folder per
+                class; `test/` serves as val when there is no other), or the folders of the classes themselves.
+            val_fraction: share of each class that is kept for val, in (0, 1), when there is no folder for it.
+            seed: decides only which pictures the split takes.
+            batch_size: pictures in a batch, 1 or more.
+            image_size: height and width of the network's input, in pixels; None takes what the weights expect.
+            augment: how training pictures are varied: a preset (`"default"`, `"light"`, `"strong"`), augmentations by
+                name (`["crop", "flip", "color"]`), a pipeline of your own (a torchvision `Compose`, any function of a
+                PIL picture), or None. A pipeline that ends in a float tensor is final; PIL and uint8 results are
+                resized if they do not have the network's size, and normalised for the weights.
+            eval_transform: a pipeline of your own for evaluation and prediction; None does what the weights expect.
+            workers: processes that prepare batches; `"auto"` uses spare cores on Linux. Never changes a number.
+
+        Raises:
+            DataError: the folder is missing, has fewer than two classes, an empty class, or a class only in val.
+            ConfigError: an argument is out of range, or an augmentation is unknown.
+
+        Example:
+            >>> ImageData.from_folder("flowers")
+            ImageData: 3 classes (daisy, rose, tulip), 72 train, 27 val pictures
+        """
+        _demand(batch_size, image_size, workers, augment)
+        parts = scan_parts(Path(root))
+        train, val = parts.train, parts.val
+        if val is None:
+            kept, held_back = stratified(train.labels, val_fraction, seed)
+            train, val = train.part(kept), train.part(held_back)
+        if len(val) == 0:
+            raise DataError(
+                f"{root} with too few pictures to keep any for val",
+                "at least one class with two pictures or more",
+                "Add pictures, or put some into a folder val/ beside train/.",
+            )
+        return cls(train.classes, train, val, parts.test, batch_size, image_size, augment, eval_transform, workers)
+
+    @classmethod
+    def from_datasets(
+        cls,
+        train: Any,
+        val: Any = None,
+        *,
+        test: Any = None,
+        classes: Sequence[str] | int | None = None,
+        batch_size: int = 32,
+        image_size: int | None = None,
+        augment: Augment = "default",
+        eval_transform: Pipeline | None = None,
+        workers: Workers = "auto",
+    ) -> Self:
+        """Take pictures from map-style datasets of (picture, label), torchvision's included.
+
+        Pictures may be PIL pictures, uint8 tensors `[channels, height, width]`, or float tensors of the same shape,
+        which are final: the dataset's own transform has finished them. Labels are whole numbers in [0, classes).
+
+        Args:
+            train: the dataset to train on.
+            val: the dataset to validate on, if any.
+            test: the dataset for `learner.evaluate("test")`, if any.
+            classes: names in the order of the labels, or how many there are; None asks `train.classes`.
+            batch_size: as in `from_folder`, like everything that follows.
+            image_size: height and width of the network's input, in pixels.
+            augment: how training pictures are varied.
+            eval_transform: a pipeline of your own for evaluation and prediction.
+            workers: processes that prepare batches.
+
+        Raises:
+            DataError: a dataset is empty or has no length, or nothing tells the classes.
+            ConfigError: an argument is out of range.
+
+        Example:
+            >>> import torchvision
+            >>> pictures = torchvision.datasets.FakeData(20, num_classes=3)
+            >>> ImageData.from_datasets(pictures, classes=["a", "b", "c"])
+            ImageData: 3 classes (a, b, c), 20 train pictures
+        """
+        _demand(batch_size, image_size, workers, augment)
+        names = _class_names(classes if classes is not None else _own_classes(train))
+        parts: dict[str, Any] = {}
+        for name, dataset in (("train", train), ("val", val), ("test", test)):
+            if dataset is not None:
+                parts[name] = DatasetSource(dataset, names)
+                if len(dataset) == 0:
+                    raise DataError(
+                        f"a {name} dataset of type {type(dataset).__name__} without a picture",
+                        "at least one picture",
+                        f"Look at how the dataset is made, or leave {name}= out.",
+                    )
+        return cls(
+            names,
+            **parts,
+            batch_size=batch_size,
+            image_size=image_size,
+            augment=augment,
+            eval_transform=eval_transform,
+            workers=workers,
+        )
+
+    @classmethod
+    def from_loaders(
+        cls,
+        train: Iterable[Any],
+        val: Iterable[Any] | None = None,
+        *,
+        test: Iterable[Any] | None = None,
+        classes: Sequence[str] | int,
+        preprocessing: Preprocessing | None = None,
+    ) -> Self:
+        """Take batches from loaders of your own, which are left untouched.
+
+        Each batch is `(images, targets)`: images `[batch, channels, height, width]`, float (final) or uint8 (resized
+        and normalised for the weights); targets class ids `[batch]`, or probabilities `[batch, classes]`.
+
+        Args:
+            train: yields the batches of an epoch; needs a `len()`.
+            val: likewise, if there is a val part.
+            test: likewise, for `learner.evaluate("test")`.
+            classes: names in the order of the labels, or how many there are.
+            preprocessing: what `predict` does to pictures; None does what the weights expect.
+
+        Raises:
+            DataError: a loader has no length or no batch. Batches are checked as they come.
+
+        Example:
+            >>> import torch
+            >>> batches = [(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))]
+            >>> ImageData.from_loaders(batches, classes=["cat", "dog"])
+            ImageData: 2 classes (cat, dog), 1 train batch
+        """
+        parts: dict[str, Any] = {}
+        for name, loader in (("train", train), ("val", val), ("test", test)):
+            if loader is not None:
+                loader_length(loader, name)
+                parts[name] = OwnLoader(loader)
+        return cls(_class_names(classes), **parts, preprocessing=preprocessing)
+
+    def bind(self, preprocessing: Preprocessing) -> Self:
+        """Give the same data, prepared for a network; a preprocessing of its own stays."""
+        own = isinstance(self.train, OwnLoader) and self.preprocessing is not None
+        return self if own else replace(self, preprocessing=preprocessing)
+
+    def part(self, name: str) -> Part:
+        """Give the train, val or test part.
+
+        Raises:
+            ConfigError: there is no such part; the ones there are are named.
+        """
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        found = parts.get(name)
+        if found is None:
+            there = [key for key, part in parts.items() if part is not None]
+            raise ConfigError(
+                f"the part {name!r} of data that has {' and '.join(there)}",
+                f"one of {', '.join(there)}",
+                f"Add the part to the data (a folder {name}/, or {name}=...), or name another one.",
+            )
+        return found
+
+    def find(self, what: "str | Path | ImageData | Iterable[Any] | None") -> "tuple[Part, str, ImageData]":
+        """Find what `evaluate` is to look at: the part, what it is called, and the data it belongs to.
+
+        Args:
+            what: the name of a part (None is `"val"`), a folder with one sub-folder per class, other data, or a loader.
+
+        Raises:
+            ConfigError: the data has no such part.
+            DataError: pictures cannot be read, or classes are not these.
+        """
+        if what is None or (isinstance(what, str) and what in ("train", "val", "test")):
+            name = what or "val"
+            part = self.part(name)
+            self.check(name)
+            return part, name, self
+        if isinstance(what, str | Path):
+            part = scan_known_classes(Path(what), self.classes)
+            demand_readable(part.paths)
+            return part, str(what), self
+        if isinstance(what, ImageData):
+            if what.classes != self.classes:
+                raise DataError(
+                    f"data with the classes {listing(what.classes)}",
+                    f"the Learner's: {listing(self.classes)}",
+                    "Evaluate on data with the same classes in the same order, or pass a folder: names decide there.",
+                )
+            bound = what if self.preprocessing is None else what.bind(self.preprocessing)
+            name = "train" if what.val is None else "val"
+            return bound.find(name)
+        return OwnLoader(what), "evaluated", self
+
+    def check(self, *names: str) -> None:
+        """Make sure that every picture of these parts can be read, by its header and end; each part only once.
+
+        Raises:
+            DataError: some cannot; all of them are listed.
+        """
+        parts = [self.part(name) for name in names if name not in self._checked]
+        demand_readable([path for part in parts if isinstance(part, FolderSource) for path in part.paths])
+        self._checked.update(names)
+
+    def train_batches(self, seed: int, *, pin_memory: bool = False) -> Batches:
+        """Give the shuffled and varied batches that training sees, derived from `seed`."""
+        preprocessing, source = self._preprocessing, self.part("train")
+        if isinstance(source, OwnLoader):
+            return self.own_batches(source, "train")
+        return SourceBatches(
+            source,
+            train_view(preprocessing, self.augment),
+            self.batch_size,
+            seed=seed,
+            workers=worker_count(self.workers),
+            # Only named augmentations shrink pictures first; a pipeline of the user's gets them in full.
+            least_side=None if callable(self.augment) or self.augment is None else least_side(preprocessing),
+            pin_memory=pin_memory,
+        )
+
+    def eval_batches(self, part: Part, name: str, *, pin_memory: bool = False) -> Batches:
+        """Give the batches that evaluation sees: in order, by the book."""
+        if isinstance(part, OwnLoader):
+            return self.own_batches(part, name)
+        workers = worker_count(self.workers)
+        return SourceBatches(part, self.eval_view, self.batch_size, workers=workers, pin_memory=pin_memory)
+
+    def own_batches(self, part: OwnLoader, name: str) -> Batches:
+        """Give the batches of a loader of the user's."""
+        return LoaderBatches(part.loader, len(self.classes), self.eval_view, name)
+
+    def unlabelled_batches(self, pictures: PictureList, *, pin_memory: bool = False) -> Batches:
+        """Give the batches of pictures to predict, in their order."""
+        workers = worker_count(self.workers) if len(pictures) > self.batch_size else 0
+        return SourceBatches(pictures, self.eval_view, self.batch_size, workers=workers, pin_memory=pin_memory)
+
+    def examples(self, part: str, count: int) -> tuple[Tensor, list[int]]:
+        """Take pictures evenly from a part, as evaluation sees them.
+
+        Returns:
+            Images `[count or fewer, channels, height, width]`, uint8 or float, and their labels.
+        """
+        chosen = self.part(part)
+        self.check(part)
+        if isinstance(chosen, OwnLoader):
+            images, targets = next(iter(self.own_batches(chosen, part).epoch(0, 0)))
+            labels = targets.argmax(1) if targets.is_floating_point() else targets
+            return images[:count], labels[:count].tolist()
+        places = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long().tolist()
+        samples = [chosen.sample(place) for place in places]
+        return torch.stack([self.eval_view(picture) for picture, _ in samples]), [label for _, label in samples]
+
+    @property
+    def eval_view(self) -> View:
+        """From a picture to what evaluation and prediction see."""
+        return eval_view(self._preprocessing, self.eval_transform)
+
+    @property
+    def _preprocessing(self) -> Preprocessing:
+        """The preprocessing bound to, or a usual one for data that no Learner has bound yet."""
+        if self.preprocessing is not None:
+            return self.preprocessing
+        return Preprocessing() if self.image_size is None else Preprocessing().at_size(self.image_size)
+
+    def show_batch(self, pictures: int = 12, *, part: str = "train") -> "Figure":
+        """Draw pictures as the network gets them, with their class names.
+
+        Args:
+            pictures: how many at the most.
+            part: `"train"` shows them shuffled and varied; `"val"` and `"test"` by the book.
+
+        Returns:
+            A Matplotlib figure; a notebook shows it, `figure.savefig("batch.png")` keeps it.
+
+        Example:
+            >>> figure = ImageData.from_folder("flowers", image_size=64).show_batch()
+        """
+        quiet = replace(self, workers=0, batch_size=pictures)
+        chosen = quiet.part(part)
+        with preserved():
+            batches = quiet.train_batches(seed=0) if part == "train" else quiet.eval_batches(chosen, part)
+            images, targets = next(iter(batches.epoch(1, 0)))
+        labels = (targets.argmax(1) if targets.is_floating_point() else targets).tolist()
+        names = [self.classes[label] for label in labels]
+        return contact_sheet(self._preprocessing.visible(images[:pictures]), names[:pictures])
+
+    def __repr__(self) -> str:
+        shown = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
+        parts = [
+            (name, part)
+            for name, part in (("train", self.train), ("val", self.val), ("test", self.test))
+            if part is not None
+        ]
+        if isinstance(self.train, OwnLoader):
+            counts = [(name, loader_length(part.loader, name)) for name, part in parts if isinstance(part, OwnLoader)]
+            unit = "batch" if counts[-1][1] == 1 else "batches"
+        else:
+            counts, unit = [(name, len(part)) for name, part in parts], "pictures"
+        return (
+            f"ImageData: {len(self.classes)} classes ({shown}), {', '.join(f'{n} {name}' for name, n in counts)} {unit}"
+        )
+
+
+def _demand(batch_size: object, image_size: object, workers: object, augment: Augment) -> None:
+    demands = Demands("For example ImageData.from_folder(root, batch_size=32, image_size=224, workers=2).")
+    demands.check("batch_size", batch_size, is_count(batch_size), "a whole number of pictures, 1 or more")
+    sized = image_size is None or is_count(image_size, 8)
+    demands.check("image_size", image_size, sized, "a whole number of pixels, 8 or more, or None")
+    demands.check("workers", workers, workers == "auto" or is_count(workers, 0), "a whole number, 0 or more, or 'auto'")
+    demands.settle()
+    check_augment(augment)
+
+
+def _class_names(classes: Sequence[str] | int) -> tuple[str, ...]:
+    names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(map(str, classes))
+    if isinstance(classes, str) or len(names) < 2 or len(set(names)) < len(names):
+        raise ConfigError(
+            f"classes={classes!r}",
+            "two or more different names in the order of the labels, or how many there are",
+            "For example classes=['ant', 'bee'] or classes=10.",
+        )
+    return names
+
+
+def _own_classes(dataset: Any) -> Sequence[str]:
+    while dataset is not None:
+        found = getattr(dataset, "classes", None)
+        if found is not None:
+            return list(found)
+        dataset = getattr(dataset, "dataset", None)  # a Subset knows only the dataset it is taken from
+    raise ConfigError(
+        "datasets without a list of classes",
+        "the names of the classes in the order of the labels, or how many there are",
+        "Pass for example classes=['ant', 'bee'] or classes=10.",
+    )

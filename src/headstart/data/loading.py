@@ -1,0 +1,240 @@
+"""Batches: which pictures, in which order, with which seeds, fetched by how many processes.
+
+Order and augmentation are derived from (seed, fit, epoch, picture), so the number of workers never matters.
+`Batches` is all that the loop knows of data.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from headstart.data.augment import View
+from headstart.data.sources import Source
+from headstart.errors import DataError
+from headstart.randomness import AUGMENTATION, ORDER, derive, generator, seed_sample
+
+Pair = tuple[Tensor, Tensor]
+"""Images `[batch, channels, height, width]`, uint8 or float, and targets: class ids `[batch]`, int64, or
+probabilities `[batch, classes]`, float."""
+
+
+class Batches(Protocol):
+    """The batches of one part of the data, epoch after epoch."""
+
+    def __len__(self) -> int:
+        """Give the number of batches in an epoch."""
+        ...
+
+    def epoch(self, fit: int, epoch: int) -> Iterable[Pair]:
+        """Go through the batches of an epoch; the same fit and epoch give the same batches."""
+        ...
+
+
+class SourceBatches:
+    """Batches from a source of pictures: shuffled and varied for training, in order and by the book otherwise.
+
+    Args:
+        source: the pictures and labels.
+        view: from a picture to a tensor.
+        batch_size: pictures in a batch; the last one of an epoch may hold fewer.
+        seed: of order and augmentation; None keeps the source's order and seeds nothing.
+        workers: processes that prepare batches; 0 prepares them in this one.
+        least_side: the shorter side, in pixels, below which a picture must not be decoded; None decodes it in full.
+        pin_memory: whether batches are put where a GPU can fetch them without waiting.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        view: View,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        workers: int = 0,
+        least_side: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        self._order = _Order(len(source), batch_size, seed)
+        self._loader: DataLoader[Any] = DataLoader(
+            _Views(source, view, least_side),
+            batch_sampler=self._order,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=pin_memory,
+            # The loader draws a seed for its workers on every pass; it must not draw it from the user's generator.
+            generator=generator(0),
+            persistent_workers=workers > 0,
+            multiprocessing_context="fork" if workers > 0 and sys.platform == "linux" else None,
+        )
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def epoch(self, fit: int, epoch: int) -> Iterator[Pair]:
+        """Go through the batches of an epoch."""
+        self._order.position = (fit, epoch)
+        for batch in self._loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+class LoaderBatches:
+    """Batches from the user's own loader, which is left as it is; every batch is checked as it comes.
+
+    Args:
+        loader: anything with a length that yields (images, targets).
+        classes: the number of classes; labels must be below it.
+        view: applied to each picture of a uint8 batch; float batches are final.
+        name: what the loader is called in messages, such as `"train"`.
+    """
+
+    def __init__(self, loader: Iterable[Any], classes: int, view: View, name: str) -> None:
+        self._loader = loader
+        self._classes = classes
+        self._view = view
+        self._name = name
+
+    def __len__(self) -> int:
+        return loader_length(self._loader, self._name)
+
+    def epoch(self, fit: int, epoch: int) -> Iterator[Pair]:  # noqa: ARG002 - the order is the loader's own
+        """Go through the loader once, telling its sampler the epoch if it wants to know (DistributedSampler)."""
+        set_epoch = getattr(getattr(self._loader, "sampler", None), "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
+        for number, batch in enumerate(self._loader):
+            images, targets = check_batch(batch, self._classes, f"batch {number} of the {self._name} loader")
+            if images.dtype == torch.uint8:
+                images = torch.stack([self._view(picture) for picture in images.cpu()])
+            yield images, targets
+
+
+def loader_length(loader: Iterable[Any], name: str) -> int:
+    """Give the number of batches of a loader.
+
+    Raises:
+        DataError: it has no length, or no batch.
+    """
+    try:
+        length = len(loader) if isinstance(loader, Sized) else None
+    except TypeError:
+        length = None
+    if not length:
+        raise DataError(
+            f"a {name} loader of type {type(loader).__name__} "
+            + ("with no batch" if length == 0 else "without a length"),
+            "an iterable that yields (images, targets) and whose len() is its number of batches, 1 or more",
+            "Use a DataLoader over a map-style dataset, or give your dataset a __len__.",
+        )
+    return length
+
+
+def check_batch(batch: object, classes: int, where: str) -> Pair:
+    """Make sure that what a loader yielded can be trained on.
+
+    Raises:
+        DataError: it is no pair of tensors, the shapes do not fit, or a label is out of range.
+    """
+
+    def refuse(arrived: str) -> DataError:
+        return DataError(
+            f"{where}: {arrived}",
+            "(images, targets): images [batch, channels, height, width], uint8 or float; targets [batch], whole "
+            f"numbers in [0, {classes}), or probabilities [batch, {classes}]",
+            "Change what the dataset or its collate_fn returns, or give ImageData the right classes=.",
+        )
+
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise refuse(type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else ""))
+    images, targets = batch
+    if not isinstance(images, Tensor) or not isinstance(targets, Tensor):
+        raise refuse(f"({type(images).__name__}, {type(targets).__name__})")
+    if images.ndim != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
+        raise refuse(f"images {list(images.shape)} of {images.dtype}")
+    if targets.ndim == 0 or targets.shape[0] != images.shape[0] or images.shape[0] == 0:
+        raise refuse(f"{images.shape[0]} images and targets {list(targets.shape)}")
+    if targets.is_floating_point():
+        if targets.shape[1:] != (classes,):
+            raise refuse(f"targets {list(targets.shape)} of {targets.dtype}")
+        return images, targets
+    if targets.ndim != 1 or targets.dtype == torch.bool:
+        raise refuse(f"targets {list(targets.shape)} of {targets.dtype}")
+    least, most = (int(extreme) for extreme in torch.aminmax(targets))
+    if least < 0 or most >= classes:
+        raise refuse(f"label {least if least < 0 else most}")
+    return images, targets.long()
+
+
+def worker_count(workers: int | Literal["auto"]) -> int:
+    """Decide how many processes prepare batches.
+
+    `"auto"` leaves one core to training and takes up to 8 of the others, where processes start by forking (Linux);
+    elsewhere a worker would run the user's script again, so there it is 0.
+    """
+    if workers != "auto":
+        return workers
+    return min(8, len(os.sched_getaffinity(0)) - 1) if sys.platform == "linux" else 0
+
+
+class _Order:
+    """The batches of an epoch as lists of (index, seed)."""
+
+    def __init__(self, pictures: int, batch_size: int, seed: int | None) -> None:
+        self._pictures = pictures
+        self._batch_size = batch_size
+        self._seed = seed
+        self.position = (0, 0)
+
+    def __len__(self) -> int:
+        return math.ceil(self._pictures / self._batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int | None]]]:
+        keys: list[tuple[int, int | None]] = [(index, None) for index in range(self._pictures)]
+        if self._seed is not None:
+            seed, (fit, epoch) = self._seed, self.position
+            order = torch.randperm(self._pictures, generator=generator(derive(ORDER, seed, fit, epoch)))
+            keys = [(index, derive(AUGMENTATION, seed, fit, epoch, index)) for index in order.tolist()]
+        for start in range(0, self._pictures, self._batch_size):
+            yield keys[start : start + self._batch_size]
+
+
+class _Views(Dataset[Any]):
+    """A source seen through a view; a picture that fails comes back as its error, since processes lose exceptions."""
+
+    def __init__(self, source: Source, view: View, least_side: int | None) -> None:
+        self._source = source
+        self._view = view
+        self._least_side = least_side
+
+    def __getitem__(self, key: tuple[int, int | None]) -> tuple[Tensor, int] | DataError:
+        index, seed = key
+        try:
+            if seed is not None:
+                seed_sample(seed)
+            picture, label = self._source.sample(index, self._least_side)
+            return self._view(picture), label
+        except DataError as error:
+            return error
+
+
+def _collate(samples: list[tuple[Tensor, int] | DataError]) -> Pair | DataError:
+    pairs = [sample for sample in samples if not isinstance(sample, DataError)]
+    if len(pairs) < len(samples):
+        return next(sample for sample in samples if isinstance(sample, DataError))
+    shapes = {tuple(picture.shape) for picture, _ in pairs}
+    if len(shapes) > 1:
+        return DataError(
+            f"pictures of the shapes {', '.join(str(list(shape)) for shape in sorted(shapes))} in one batch",
+            "pictures of one size, since a batch is one tensor",
+            "Let the pipeline end at one size, for example with Resize((224, 224)), or give ImageData PIL pictures.",
+        )
+    # Stacked as [batch, height, width, channels]: pixels stay channels last, which decoders give and networks like.
+    images = torch.stack([picture.permute(1, 2, 0) for picture, _ in pairs]).permute(0, 3, 1, 2)
+    return images, torch.tensor([label for _, label in pairs])

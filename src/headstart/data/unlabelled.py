@@ -1,0 +1,95 @@
+"""Pictures that come without labels: what `predict` is given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from headstart.data.decode import demand_readable, open_picture, to_rgb
+from headstart.data.preprocessing import Picture
+from headstart.data.sources import find_pictures
+from headstart.errors import DataError
+
+
+@dataclass(frozen=True)
+class PictureList:
+    """Pictures in the order they were given, opened one by one when their turn comes.
+
+    Args:
+        pictures: paths, PIL pictures, or tensors `[channels, height, width]`.
+    """
+
+    pictures: tuple[Path | Picture, ...]
+
+    @classmethod
+    def of(cls, images: Any) -> Self:
+        """Spell out what may be given: one picture, a folder, a batch, or a list of them.
+
+        Raises:
+            DataError: it is none of these, there is no picture, or some cannot be read (all of them are listed).
+        """
+        pictures = tuple(_spelt_out(images))
+        if not pictures:
+            raise DataError(
+                f"no picture in {str(images)!r}" if isinstance(images, str | Path) else "no picture",
+                "at least one picture",
+                "Pass the path of a picture or of a folder with pictures in it.",
+            )
+        demand_readable([picture for picture in pictures if isinstance(picture, Path)])
+        return cls(pictures)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """None are known."""
+        return ()
+
+    @property
+    def paths(self) -> tuple[Path | None, ...]:
+        """Where each picture lies, if it lies anywhere."""
+        return tuple(picture if isinstance(picture, Path) else None for picture in self.pictures)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def sample(self, index: int, least_side: int | None = None) -> tuple[Picture, int]:
+        """Open a picture; its label says nothing."""
+        picture = self.pictures[index]
+        if isinstance(picture, Path):
+            return open_picture(picture, least_side), 0
+        return (to_rgb(picture) if isinstance(picture, Image.Image) else picture), 0
+
+    def path(self, index: int) -> Path | None:
+        """Give where a picture lies, if it lies anywhere."""
+        return self.paths[index]
+
+
+def _spelt_out(images: Any) -> Sequence[Path | Picture]:
+    if isinstance(images, str | Path):
+        path = Path(images)
+        return find_pictures(path)[0] if path.is_dir() else [path]
+    if isinstance(images, Image.Image):
+        return [images]
+    if isinstance(images, Tensor):
+        return _from_tensor(images)
+    if isinstance(images, Sequence):
+        return [picture for image in images for picture in _spelt_out(image)]
+    raise _refuse(type(images).__name__)
+
+
+def _from_tensor(images: Tensor) -> Sequence[Tensor]:
+    if images.ndim not in (3, 4) or not (images.is_floating_point() or images.dtype == torch.uint8):
+        raise _refuse(f"a tensor {list(images.shape)} of {images.dtype}")
+    return list(images.cpu()) if images.ndim == 4 else [images.cpu()]
+
+
+def _refuse(arrived: str) -> DataError:
+    return DataError(
+        f"{arrived} to predict",
+        "a path, a folder, a PIL picture, a tensor [channels, height, width] or [batch, channels, height, width], "
+        "uint8 or float, or a list of these",
+        "For an array, pass torch.from_numpy(array).permute(2, 0, 1) or PIL.Image.fromarray(array).",
+    )

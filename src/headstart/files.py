@@ -1,0 +1,130 @@
+"""Files that are whole or not there, and downloads that fail within seconds.
+
+What is inside a file is not this room's business.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from headstart.errors import CheckpointError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file so that, whatever happens, `path` holds the whole new content or what it held before.
+
+    The content goes to a temporary file in the same folder, is flushed to the disk, takes the target's name in one
+    move, and the folder is flushed too.
+
+    Args:
+        path: the target; missing folders above it are made.
+        write: called with the temporary path, writes the content there.
+
+    Raises:
+        CheckpointError: the folder cannot be written to or the disk is full; free space or choose another folder.
+
+    Example:
+        >>> target = Path(tempfile.mkdtemp()) / "notes.txt"
+        >>> write_atomically(target, lambda temporary: temporary.write_text("whole"))
+        >>> target.read_text()
+        'whole'
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        _flush(temporary)
+        temporary.chmod(_mode_for(path))
+        temporary.replace(path)
+        _flush(path.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} could not be written: {error}",
+            "a folder that can be written to, with enough free space",
+            "Free some space or choose another folder, then save again. What was there before is untouched.",
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until what was written to a file or folder is on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows has no handles for folders; its rename is flushed with the file.
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _mode_for(path: Path) -> int:
+    """Give the permissions the file would have had without the detour (mkstemp makes it private)."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mode & 0o7777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def sha256(path: Path) -> str:
+    """Give the SHA-256 digest of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def reachable(url: str, timeout_seconds: float = 5.0) -> str | None:
+    """Say why a web address cannot be reached, or None when it answers.
+
+    Any answer counts, also "forbidden" or "moved": the question is only whether there is a network.
+
+    Args:
+        url: an http(s) or file address; only its head is asked for.
+        timeout_seconds: how long to wait for a connection and for an answer, each.
+    """
+    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "headstart"})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_seconds):
+            return None
+    except urllib.error.HTTPError:
+        return None
+    except OSError as error:
+        return str(getattr(error, "reason", error))
+
+
+def download(url: str, path: Path, timeout_seconds: float = 10.0, digest_prefix: str = "") -> None:
+    """Fetch a file, whole and checked, or leave nothing behind.
+
+    Args:
+        url: where it is.
+        path: where it goes.
+        timeout_seconds: the longest silence of the other side that is put up with.
+        digest_prefix: the beginning of the file's SHA-256 in hexadecimal; empty checks nothing.
+
+    Raises:
+        CheckpointError: the network failed, the disk is full, or what arrived is not the file the digest belongs to.
+            Try again, or fetch the file another way.
+    """
+
+    def write(temporary: Path) -> None:
+        request = urllib.request.Request(url, headers={"User-Agent": "headstart"})
+        with urllib.request.urlopen(request, timeout=timeout_seconds) as answer, temporary.open("wb") as file:
+            shutil.copyfileobj(answer, file)
+        if not (arrived := sha256(temporary)).startswith(digest_prefix):
+            raise CheckpointError(
+                f"{url} with SHA-256 {arrived[:12]}…",
+                f"the file whose SHA-256 begins with {digest_prefix}",
+                "Download it again; if that does not help, fetch it another way and pass its path.",
+            )
+
+    write_atomically(path, write)

@@ -1,0 +1,493 @@
+"""`Learner`: the facade. It checks what it is asked, holds the parts together, and has the opinions."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from headstart.callbacks.reporting import ProgressBar
+from headstart.data.image_data import ImageData
+from headstart.data.preprocessing import Preprocessing
+from headstart.data.unlabelled import PictureList
+from headstart.drawing import contact_sheet
+from headstart.errors import ConfigError, DataError, Demands, is_count, is_number
+from headstart.insight.predictions import Predictions
+from headstart.model.backbone import Backbone, Layers
+from headstart.model.head import HeadLike, as_head
+from headstart.model.weights import read_state
+from headstart.model.zoo import Opened, open_network, rebuild
+from headstart.randomness import WEIGHTS, derive, preserved
+from headstart.training.callback import Callback
+from headstart.training.checkpoint import demand_classes, demand_same, is_ours, read_weights, write_weights
+from headstart.training.history import History
+from headstart.training.metrics import make_metrics
+from headstart.training.precision import PrecisionName, choose_device, choose_precision
+from headstart.training.session import FitPlan, Session, choose_loss
+from headstart.version import VERSION
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torchmetrics import Metric
+
+    from headstart.training.loop import Loss
+    from headstart.training.optimizer import OptimizerFactory
+
+Images = str | Path | Image.Image | Tensor | Sequence[Any]
+"""What `predict` takes: a path, a folder, a PIL picture, tensors, or a list of such things."""
+
+
+class Learner:
+    """A network, pictures and an optimizer: fine-tune, evaluate, predict, save.
+
+    Args:
+        model: a timm name (`"resnet18"`, `"vit_base_patch16_224.augreg_in21k"`), a torchvision name
+            (`"torchvision/mobilenet_v2.IMAGENET1K_V1"`), or a network of your own. A bare name is timm's.
+        data: the pictures; stays as it is. `learner.data` is the same data, bound to the preprocessing of the weights.
+        pretrained: True downloads the library's weights, False starts from random ones, a path loads a file of the
+            original architecture (`.pth`, `.safetensors`).
+        head: what replaces the classifier: None is one new linear layer (a network of your own keeps its head), a
+            `Head`, hidden widths (`256`, `(256, 120)`), a module, or a function `(features, classes) -> module`.
+        loss: `"auto"` is cross-entropy; or a function of (logits `[batch, classes]`, targets), the batch's mean.
+        metrics: names (`"accuracy"`, `"f1"`, `"auroc"`, ...) or torchmetrics objects.
+        optimizer: `"adamw"`, `"sgd"` (momentum 0.9), a name that timm's factory knows, or a function of parameters that
+            makes one; the rate it sets is ignored.
+        weight_decay: None is 0.01, 0 for sgd, and the own value of a function's optimizer. Norms and biases are spared.
+        precision: `"auto"` is bf16 on GPUs that have it, fp16 on older ones, fp32 elsewhere; or one of these by name.
+        device: `"auto"` is a CUDA device when there is one, else the CPU; or a name such as `"cuda:1"` or `"mps"`.
+        seed: of the head's first values, the order of pictures, augmentation and dropout; 0 or more.
+        compile: whether `torch.compile` speeds the network up, after a minute or so in its first batches.
+
+    Raises:
+        BackboneError: an unknown model, weights that cannot be had or do not fit, a size the network cannot take.
+        ConfigError: an argument is out of range.
+
+    Example:
+        >>> data = ImageData.from_folder("flowers", image_size=64)
+        >>> learner = Learner("resnet18", data, pretrained=False)
+        opened timm resnet18 (random weights)
+        >>> history = learner.fit(1, lr=5e-4, head_lr_mult=10, verbose=False)
+        >>> learner.evaluate().keys()
+        dict_keys(['loss', 'accuracy'])
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        data: ImageData,
+        *,
+        pretrained: bool | str | Path = True,
+        head: HeadLike = None,
+        loss: "str | Loss" = "auto",
+        metrics: "Sequence[str | Metric]" = ("accuracy",),
+        optimizer: "str | OptimizerFactory" = "adamw",
+        weight_decay: float | None = None,
+        precision: PrecisionName = "auto",
+        device: str | torch.device = "auto",
+        seed: int = 0,
+        compile: bool = False,  # noqa: A002 - torch's own word
+    ) -> None:
+        demands = Demands("For example Learner('resnet18', ImageData.from_folder('flowers')).")
+        demands.check("model", model, isinstance(model, str | nn.Module), "a name, or a torch.nn.Module")
+        demands.check(
+            "data", data, isinstance(data, ImageData), "an ImageData, such as ImageData.from_folder('flowers')"
+        )
+        demands.check("loss", loss, loss == "auto" or callable(loss), "'auto' or a function of (logits, targets)")
+        decays = weight_decay is None or (is_number(weight_decay) and weight_decay >= 0)
+        demands.check("weight_decay", weight_decay, decays, "0 or more, or None")
+        demands.check("seed", seed, is_count(seed, 0), "a whole number, 0 or more")
+        demands.settle()
+        choose_precision(precision, choose_device(device))
+        make_metrics(metrics, len(data.classes))
+        with preserved():
+            torch.manual_seed(derive(WEIGHTS, seed))
+            opened = open_network(
+                model, len(data.classes), pretrained=pretrained, head=as_head(head), image_size=data.image_size
+            )
+        if compile:
+            opened.network.compile()
+        self._begin(opened, data, loss, metrics, optimizer, weight_decay, precision, device, seed)
+
+    def _begin(
+        self,
+        opened: Opened,
+        data: ImageData,
+        loss: "str | Loss" = "auto",
+        metrics: "Sequence[str | Metric]" = ("accuracy",),
+        optimizer: "str | OptimizerFactory" = "adamw",
+        weight_decay: float | None = None,
+        precision: PrecisionName = "auto",
+        device: str | torch.device = "auto",
+        seed: int = 0,
+    ) -> None:
+        """Put the parts together."""
+        place = choose_device(device)
+        arithmetic = choose_precision(precision, place)
+        counted = make_metrics(metrics, len(data.classes))
+        opened.network.to(place)
+        bound = data.bind(opened.preprocessing)
+        self._session = Session(
+            Backbone(opened), bound, choose_loss(loss), counted, optimizer, weight_decay, place, arithmetic, seed
+        )
+        self._description = opened.description
+        # On an object the class method would silently make another Learner.
+        vars(self)["load"] = _refuse_load
+        print(f"opened {opened.description}")
+
+    # What it is made of.
+
+    @property
+    def model(self) -> nn.Module:
+        """The network itself, a plain module whose `state_dict` has the library's own names."""
+        return self._session.backbone.network
+
+    @property
+    def data(self) -> ImageData:
+        """The pictures, bound to the preprocessing of the weights."""
+        return self._session.data
+
+    @property
+    def layers(self) -> Layers:
+        """The stages of the backbone in order and, last, the head: `.name`, `.parameters`, `.trainable`, `.lr_scale`.
+
+        Example:
+            >>> learner.layers[0].name, learner.layers[-1].name
+            ('conv1', 'fc')
+        """
+        return self._session.backbone.layers
+
+    @property
+    def history(self) -> History:
+        """All fits so far, one after the other."""
+        return History.join(self._session.histories)
+
+    def summary(self) -> None:
+        """Print what trains: stages, parameters, and the rate of each as the last fit set it.
+
+        Example:
+            >>> learner.summary()
+            timm resnet18 (random weights), fp32 on cpu
+            ...
+        """
+        print(f"{self._description}, {self._session.precision.name} on {self._session.device}")
+        print(self.layers)
+        trains = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        rate = self._session.histories[-1].params["lr"] if self._session.histories else "the rate given to fit"
+        print(f"{trains:,} of {sum(row.parameters for row in self.layers):,} parameters train; rate: {rate} x lr scale")
+
+    # What trains.
+
+    def freeze(self) -> None:
+        """Freeze the whole backbone: only the head trains.
+
+        Frozen means bit-identical: parameters get no gradient, norms keep their statistics, dropout rests. Called in a
+        callback, it takes effect at the next step.
+
+        Example:
+            >>> learner.freeze()
+            frozen: the whole backbone; training: the head
+        """
+        self._train_from(len(self._session.backbone.stages))
+
+    def unfreeze(self, from_layer: str | int | None = None) -> None:
+        """Train a stage, all after it and the head; freeze the stages before it.
+
+        Args:
+            from_layer: name of a stage (`learner.layers` lists them), path of any module, index of a stage (-1 is the
+                last one before the head), or None for everything.
+
+        Raises:
+            BackboneError: no such layer; the nearest names are given.
+
+        Example:
+            >>> learner.unfreeze("layer4")
+            frozen: conv1 ... layer3 (4 stages); training: layer4 and the head
+            >>> learner.unfreeze()
+            training: all 5 stages and the head
+        """
+        self._train_from(self._session.backbone.locate(from_layer))
+
+    def _train_from(self, boundary: int) -> None:
+        names = [stage.name for stage in self._session.backbone.stages]
+        self._session.train_from(boundary)
+        trained = " ... ".join(dict.fromkeys((names[boundary], names[-1]))) if boundary < len(names) else ""
+        if boundary == 0:
+            print(f"training: all {len(names)} stages and the head")
+        elif trained:
+            frozen = " ... ".join(dict.fromkeys((names[0], names[boundary - 1])))
+            print(f"frozen: {frozen} ({boundary} stage{'s' * (boundary > 1)}); training: {trained} and the head")
+        else:
+            print("frozen: the whole backbone; training: the head")
+
+    def fit(
+        self,
+        epochs: int,
+        lr: float,
+        head_lr_mult: float = 1.0,
+        *,
+        layer_lr_decay: float | None = None,
+        callbacks: Sequence[Callback] = (),
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        verbose: bool = True,
+    ) -> History:
+        """Train, as often as you like; the optimizer's state goes on from fit to fit.
+
+        Args:
+            epochs: passes over the train part, 1 or more.
+            lr: the backbone's rate, above 0. It stays as it is unless a callback schedules it.
+            head_lr_mult: the head's rate is `lr * head_lr_mult`, above 0.
+            layer_lr_decay: each stage's rate is this times that of the next one, in (0, 1]; the last stage has `lr`.
+            callbacks: called in the order of their bands, then of this list.
+            accumulate: batches that share one step, 1 or more; the step is that of one big batch.
+            clip_norm: the largest joint norm of a step's gradients, above 0; None does not clip.
+            verbose: whether a progress bar is shown (one line for each epoch where there is no terminal).
+
+        Returns:
+            What happened, epoch by epoch: `.history` is a dict of lists, as in Keras.
+
+        Raises:
+            ConfigError: an argument is out of range, everything is frozen, or callbacks cannot work.
+            DataError: pictures cannot be read (all of them are listed before the first batch), or a loader yields
+                something else than batches.
+
+        Example:
+            >>> history = learner.fit(2, lr=1e-3, verbose=False)
+            >>> list(history.history)
+            ['loss', 'accuracy', 'val_loss', 'val_accuracy', 'learning_rate']
+        """
+        demands = Demands("For example learner.fit(5, lr=5e-4, head_lr_mult=10).")
+        demands.check("epochs", epochs, is_count(epochs), "a whole number, 1 or more")
+        demands.check("lr", lr, _is_positive(lr), "a rate above 0")
+        demands.check("head_lr_mult", head_lr_mult, _is_positive(head_lr_mult), "a factor above 0")
+        decays = layer_lr_decay is None or (_is_positive(layer_lr_decay) and layer_lr_decay <= 1)
+        demands.check("layer_lr_decay", layer_lr_decay, decays, "a factor in (0, 1], or None")
+        demands.check("accumulate", accumulate, is_count(accumulate), "a whole number of batches, 1 or more")
+        demands.check("clip_norm", clip_norm, clip_norm is None or _is_positive(clip_norm), "a norm above 0, or None")
+        listed = isinstance(callbacks, Iterable)
+        demands.check("callbacks", callbacks, listed, "a list of callbacks")
+        demands.settle()
+        if self._session.run is not None:
+            raise ConfigError("fit inside a fit", "one fit at a time", "Call it after the first one has returned.")
+        shown = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        watching = [ProgressBar()] if verbose and not shown else []
+        plan = FitPlan(epochs, lr, head_lr_mult, layer_lr_decay, accumulate, clip_norm)
+        return self._session.fit(plan, [*callbacks, *watching], self)
+
+    @property
+    def stop_training(self) -> bool:
+        """Whether the fit that is going on has been asked to stop. A callback sets it to True, as in Keras."""
+        run = self._session.run
+        return run is not None and run.stop_reason is not None
+
+    @stop_training.setter
+    def stop_training(self, stop: bool) -> None:
+        run = self._session.run
+        if run is None or (self.stop_training and not stop):
+            raise ConfigError(
+                f"stop_training={stop} " + ("outside a fit" if run is None else "after a stop was asked for"),
+                "True, in a callback of a fit; a stop cannot be taken back",
+                "Set it in a hook such as on_epoch_end, or call self.run.stop(reason) there.",
+            )
+        if stop:
+            run.stop("stop_training was set")
+
+    # What comes out.
+
+    def evaluate(
+        self, data: "str | Path | ImageData | Iterable[Any] | None" = None, *, callbacks: Sequence[Callback] = ()
+    ) -> dict[str, float]:
+        """Give loss and metrics, exact for every picture, without augmentation.
+
+        Args:
+            data: None or `"val"`, `"train"`, `"test"`; a folder with one sub-folder per class; an ImageData (its val
+                part, or its train part if it has no other); or a loader of your own.
+            callbacks: their on_test hooks are called.
+
+        Returns:
+            `{"loss": ..., "accuracy": ...}` and the other metrics.
+
+        Raises:
+            ConfigError: the data has no such part.
+            DataError: pictures cannot be read, or classes are not the Learner's.
+
+        Example:
+            >>> sorted(learner.evaluate("train"))
+            ['accuracy', 'loss']
+        """
+        part, name, source = self.data.find(data)
+        return self._session.evaluate(part, name, source, callbacks, self)
+
+    def predict(self, images: Images, *, callbacks: Sequence[Callback] = ()) -> Predictions:
+        """Say what pictures show.
+
+        Args:
+            images: the path of a picture or of a folder (all pictures below it, sorted), a PIL picture, a tensor
+                `[channels, height, width]` or `[batch, channels, height, width]` (uint8 is prepared for the weights,
+                float is final), or a list of any of these.
+            callbacks: their on_predict hooks are called.
+
+        Returns:
+            Class names and probabilities, in the order of the pictures.
+
+        Raises:
+            DataError: there is no picture, or some cannot be read (all of them are listed).
+
+        Example:
+            >>> predictions = learner.predict("flowers/val/rose")
+            >>> predictions.probabilities.shape
+            torch.Size([9, 3])
+        """
+        pictures = PictureList.of(images)
+        batches = self.data.unlabelled_batches(pictures, pin_memory=self._session.device.type == "cuda")
+        probabilities = self._session.predict(batches.epoch(0, 0), callbacks, self)
+        return Predictions(probabilities, self.data.classes, pictures.paths)
+
+    def show_predictions(self, pictures: int = 12, *, part: str = "val") -> "Figure":
+        """Draw pictures with what they show and what the network says; wrong answers are marked.
+
+        Args:
+            pictures: how many at the most, taken evenly from the whole part.
+            part: `"val"`, `"train"` or `"test"`.
+
+        Returns:
+            A Matplotlib figure; a notebook shows it, `figure.savefig("answers.png")` keeps it.
+
+        Raises:
+            ConfigError: the data has no such part.
+
+        Example:
+            >>> figure = learner.show_predictions(6)
+        """
+        images, truths = self.data.examples(part, pictures)
+        probabilities = self._session.predict([(images, torch.tensor(truths))], (), self)
+        answers = Predictions(probabilities, self.data.classes)
+        names = [self.data.classes[truth] for truth in truths]
+        right = [name == answer for name, answer in zip(names, answers.labels, strict=True)]
+        titles = [
+            f"{name} {confidence:.0%}" if is_right else f"{name}, not {answer} {confidence:.0%}"
+            for name, answer, confidence, is_right in zip(names, answers.labels, answers.confidence, right, strict=True)
+        ]
+        heading = f"{sum(right)} of {len(right)} {part} pictures right"
+        return contact_sheet(self._session.backbone.preprocessing.visible(images), titles, right, heading=heading)
+
+    # What is kept.
+
+    def save(self, path: str | Path) -> Path:
+        """Write weights, classes, preprocessing and architecture into one safetensors file, whole or not at all.
+
+        Args:
+            path: the file, usually `something.safetensors`.
+
+        Returns:
+            The path.
+
+        Raises:
+            CheckpointError: the folder cannot be written to or the disk is full.
+
+        Example:
+            >>> learner.save("flowers.safetensors").name
+            'flowers.safetensors'
+        """
+        backbone = self._session.backbone
+        description = {
+            "version": VERSION,
+            "classes": list(self.data.classes),
+            "preprocessing": backbone.preprocessing.to_json(),
+            "architecture": backbone.architecture,
+            "batch_size": self.data.batch_size,
+            "own_eval_transform": self.data.eval_transform is not None,
+        }
+        write_weights(Path(path), self.model.state_dict(), description)
+        return Path(path)
+
+    @classmethod
+    def load(cls, file: str | Path, data: ImageData | None = None, device: str | torch.device = "auto") -> Self:
+        """Make a Learner of a file that `save` or a ModelCheckpoint wrote; it predicts as the saved one did.
+
+        Args:
+            file: the file. Nothing in it is executed, and a changed bit is noticed.
+            data: pictures to go on training with; their classes must be the file's. None is enough to predict.
+            device: as in `Learner`.
+
+        Returns:
+            A Learner with the usual settings; what trains, optimizer and history are not in the file.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, not headstart's, of other classes, or of a network or head
+                of your own making (make the Learner anew and call `load_weights`).
+
+        Example:
+            >>> loaded = Learner.load("flowers.safetensors")
+            opened timm resnet18 (weights from flowers.safetensors)
+            >>> loaded.predict("flowers/val/rose").labels == learner.predict("flowers/val/rose").labels
+            True
+        """
+        state, description = read_weights(Path(file))
+        classes = tuple(description["classes"])
+        if data is not None:
+            demand_classes(data.classes, classes, file)
+        opened = rebuild(description["architecture"])
+        opened.preprocessing = Preprocessing.from_json(description["preprocessing"])
+        opened.network.load_state_dict(state)
+        opened.description = f"{opened.description.partition(' (')[0]} (weights from {Path(file).name})"
+        if data is None:
+            # The same batches as before: on a CPU the last bits of a probability depend on the size of its batch.
+            transform = _lost_transform if description["own_eval_transform"] else None
+            data = ImageData(classes, batch_size=description["batch_size"], eval_transform=transform)
+        learner = cls.__new__(cls)
+        learner._begin(opened, data, device=device)  # noqa: SLF001 - a constructor's own business
+        return learner
+
+    def load_weights(self, path: str | Path) -> None:
+        """Load the weights of the same network into this Learner.
+
+        Args:
+            path: a file that `save` or a ModelCheckpoint wrote, or a state_dict with the same names and shapes.
+
+        Raises:
+            CheckpointError: the file cannot be read, is damaged, or is of another network or other classes.
+
+        Example:
+            >>> learner.load_weights("flowers.safetensors")
+        """
+        if is_ours(Path(path)):
+            state, description = read_weights(Path(path))
+            demand_classes(self.data.classes, tuple(description["classes"]), path)
+        else:
+            state = read_state(Path(path))
+        demand_same(self.model.state_dict(), state, path)
+        self.model.load_state_dict(state)
+
+    def __repr__(self) -> str:
+        return f"Learner({self._description}; {self.data!r})"
+
+    def __getattr__(self, name: str) -> Any:
+        """Tell who looks for something of the network's where to find it."""
+        message = f"{type(self).__name__!r} object has no attribute {name!r}"
+        session = vars(self).get("_session")
+        if session is not None and hasattr(session.backbone.network, name):
+            message += f"; the network has it: learner.model.{name}, or self.run.network.{name} in a callback"
+        raise AttributeError(message)
+
+
+def _is_positive(value: object) -> bool:
+    return is_number(value) and value > 0  # type: ignore[operator]
+
+
+def _refuse_load(file: object = "file", *_: object, **__: object) -> None:
+    raise ConfigError(
+        f"learner.load({str(file)!r}) on a Learner that exists",
+        "Learner.load(file), which makes a new Learner",
+        "Call learner.load_weights(file) to load weights into this one.",
+    )
+
+
+def _lost_transform(picture: object) -> Tensor:
+    raise DataError(
+        f"a {type(picture).__name__} for a network that was saved with an eval_transform of your own",
+        "the same eval_transform: a file of weights holds no code",
+        "Pass the data it belongs to, Learner.load(file, data), or float tensors that it has already made.",
+    )

@@ -1,0 +1,1 @@
+"""Networks: opened with their weights and preprocessing, their head found, their stages named."""

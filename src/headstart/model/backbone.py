@@ -1,0 +1,144 @@
+"""A network with its head and its stages, and what of it is frozen."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from headstart.drawing import table
+from headstart.model.stages import Stage, find_stages, locate
+from headstart.model.zoo import Opened
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row of `learner.layers`: a stage, or the head.
+
+    Args:
+        name: path of the module it is called after.
+        parameters: how many numbers it holds.
+        trainable: whether any of them trains.
+        lr_scale: the factor on the base rate, as the last `fit` set it; 1 before.
+    """
+
+    name: str
+    parameters: int
+    trainable: bool
+    lr_scale: float
+
+
+class Layers(tuple[Layer, ...]):
+    """The stages of a network in order, the head last; prints as a table."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        last = len(self) - 1
+        rows = [
+            (
+                "" if place == last else place,
+                f"{row.name} (head)" if place == last else row.name,
+                row.parameters,
+                "yes" if row.trainable else "frozen",
+                row.lr_scale,
+            )
+            for place, row in enumerate(self)
+        ]
+        return table(("index", "stage", "parameters", "trains", "lr scale"), rows)
+
+    __str__ = __repr__
+
+
+class Backbone:
+    """Know a network's head and stages, and freeze them.
+
+    A frozen stage stays bit-identical: its parameters get no gradient, its norms keep their statistics, its dropout
+    rests.
+
+    Args:
+        opened: the network and where its head is.
+    """
+
+    def __init__(self, opened: Opened) -> None:
+        self.network = opened.network
+        self.preprocessing = opened.preprocessing
+        self.architecture = opened.architecture
+        self.head_paths = opened.head
+        modules = [self.network.get_submodule(path) for path in opened.head]
+        self.head = list({id(p): p for module in modules for p in module.parameters()}.values())
+        self.stages: list[Stage] = find_stages(self.network, self.head)
+        self.lr_scales: list[float] = [1.0] * (len(self.stages) + 1)
+        self._norms = [module for module in self.network.modules() if getattr(module, "running_mean", None) is not None]
+        self._resting: list[nn.Module] = []
+        self.refresh()
+
+    def locate(self, from_layer: str | int | None) -> int:
+        """Find the first stage that trains when training starts at `from_layer`; see `stages.locate`."""
+        return locate(from_layer, self.network, self.stages)
+
+    def train_from(self, boundary: int) -> list[nn.Parameter]:
+        """Freeze the stages before `boundary`; train the others and the head.
+
+        Returns:
+            The parameters that were frozen and train now.
+        """
+        thawed = []
+        for place, parameters in enumerate([*(stage.parameters for stage in self.stages), self.head]):
+            for parameter in parameters:
+                trains = place >= boundary and parameter.is_floating_point()
+                if trains and not parameter.requires_grad:
+                    thawed.append(parameter)
+                parameter.requires_grad_(trains)
+                if not trains:
+                    parameter.grad = None
+        self.refresh()
+        return thawed
+
+    def refresh(self) -> None:
+        """Note which modules rest; called when parameters were frozen or unfrozen."""
+        self._resting = [module for stage in self.stages if not stage.trainable for module in stage.quiet]
+
+    def train(self) -> None:
+        """Put the network into training mode, all but what rests."""
+        self.network.train()
+        self.keep_resting()
+
+    def keep_resting(self) -> None:
+        """Put what rests back into evaluation mode, in case somebody called `network.train()`."""
+        for module in self._resting:
+            if module.training:
+                module.eval()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put the network into evaluation mode inside, and every module back as it was afterwards."""
+        modes = [(module, module.training) for module in self.network.modules()]
+        self.network.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    @contextmanager
+    def norms_resting(self) -> Iterator[None]:
+        """Let all norms use their running statistics inside: one picture alone has none of its own."""
+        active = [norm for norm in self._norms if norm.training]
+        for norm in active:
+            norm.eval()
+        try:
+            yield
+        finally:
+            for norm in active:
+                norm.train()
+
+    @property
+    def layers(self) -> Layers:
+        """The stages in order and the head, as rows."""
+        rows = [(stage.name, stage.parameters) for stage in self.stages]
+        rows.append((" + ".join(self.head_paths), self.head))
+        return Layers(
+            Layer(name, sum(p.numel() for p in parameters), any(p.requires_grad for p in parameters), scale)
+            for (name, parameters), scale in zip(rows, self.lr_scales, strict=True)
+        )

@@ -1,0 +1,204 @@
+"""Heads: found in a network, built anew, put in place.
+
+The head is what turns features into classes: timm's classifier (together with what its configuration names, since some
+networks have several), elsewhere the last Linear or Conv2d layer. Everything else of a network is its backbone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from headstart.errors import BackboneError, ConfigError, Demands, is_count, is_number, nearest
+
+Factory = Callable[[int, int], nn.Module]
+"""From (features, classes) to a head."""
+Init = Literal["default", "zero", "small", "xavier"]
+_INITS = ("default", "zero", "small", "xavier")
+_Layer = (nn.Linear, nn.Conv2d)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Describe a head: layers of width `hidden` with ReLU between them, dropout, and the layer that gives the classes.
+
+    Args:
+        hidden: widths of the layers before the last one; empty is a single linear layer.
+        dropout: share of the features that the last layer does not see in training, in [0, 1).
+        init: of the last layer: `"default"` is the layer's own, `"zero"` starts with equal probabilities, `"small"`
+            with weights of 0.01, `"xavier"` follows Glorot and Bengio (2010).
+        at: path of the module that the head replaces, when it is not the last linear layer.
+
+    Raises:
+        ConfigError: a width is below 1, dropout is 1 or more, or the init is unknown.
+
+    Example:
+        >>> Head(hidden=(256, 120), dropout=0.2).build(512, 2)
+        Sequential(
+          (0): Linear(in_features=512, out_features=256, bias=True)
+          (1): ReLU(inplace=True)
+          (2): Linear(in_features=256, out_features=120, bias=True)
+          (3): ReLU(inplace=True)
+          (4): Dropout(p=0.2, inplace=False)
+          (5): Linear(in_features=120, out_features=2, bias=True)
+        )
+    """
+
+    hidden: tuple[int, ...] = ()
+    dropout: float = 0.0
+    init: Init = "default"
+    at: str | None = None
+
+    def __post_init__(self) -> None:
+        demands = Demands("For example Head(hidden=(256,), dropout=0.2).")
+        widths = isinstance(self.hidden, Sequence) and all(map(is_count, self.hidden))
+        demands.check("hidden", self.hidden, widths, "a tuple of widths, each 1 or more")
+        demands.check("dropout", self.dropout, is_number(self.dropout) and 0 <= self.dropout < 1, "a share in [0, 1)")
+        demands.check("init", self.init, self.init in _INITS, f"one of {', '.join(_INITS)}")
+        demands.settle()
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+
+    def build(self, features: int, classes: int, *, convolutional: bool = False) -> nn.Module:
+        """Make the head for a backbone that gives `features`; of 1 x 1 convolutions where it gives feature maps."""
+
+        def layer(width: int, out: int) -> nn.Module:
+            return nn.Conv2d(width, out, kernel_size=1) if convolutional else nn.Linear(width, out)
+
+        widths = (features, *self.hidden)
+        steps: list[nn.Module] = []
+        for width, out in zip(widths, self.hidden, strict=False):
+            steps += [layer(width, out), nn.ReLU(inplace=True)]
+        if self.dropout:
+            steps.append(nn.Dropout2d(self.dropout) if convolutional else nn.Dropout(self.dropout))
+        steps.append(layer(widths[-1], classes))
+        initialise(steps[-1], self.init)
+        return steps[0] if len(steps) == 1 else nn.Sequential(*steps)
+
+
+HeadLike = Head | nn.Module | Factory | tuple[int, ...] | int | None
+"""What `Learner(head=...)` takes: a Head, hidden widths, a module, a factory (features, classes) -> module, or None."""
+
+
+def as_head(head: HeadLike) -> Head | nn.Module | Factory | None:
+    """Spell out the shorthands: 256 and (256, 120) are the widths of hidden layers.
+
+    Raises:
+        ConfigError: it is none of the things a head can be.
+    """
+    if head is None or isinstance(head, Head | nn.Module):
+        return head
+    if isinstance(head, tuple | list):
+        return Head(hidden=tuple(head))
+    if isinstance(head, int) and not isinstance(head, bool):
+        return Head(hidden=(head,))
+    if callable(head):
+        return head
+    raise ConfigError(
+        f"head={head!r}",
+        "a Head, hidden widths (256 or (256, 120)), a module, a function (features, classes) -> module, or None",
+        "For example head=Head(hidden=(256,), dropout=0.2).",
+    )
+
+
+def initialise(layer: nn.Module, init: Init) -> None:
+    """Give the layer that makes the classes new values."""
+    if not isinstance(layer, _Layer):
+        return
+    layer.reset_parameters()
+    if init == "default":
+        return
+    if init == "zero":
+        nn.init.zeros_(layer.weight)
+    elif init == "small":
+        nn.init.normal_(layer.weight, std=0.01)
+    else:
+        nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def last_layer(network: nn.Module) -> str:
+    """Give the path of the last Linear or Conv2d layer.
+
+    Raises:
+        BackboneError: there is none.
+    """
+    found: list[str] = [name for name, module in network.named_modules() if isinstance(module, _Layer)]
+    if not found:
+        raise BackboneError(
+            f"a {type(network).__name__} without a Linear or Conv2d layer",
+            "a network that ends in a layer which gives one number for each class",
+            "Name the module that the head replaces: head=Head(at='path.to.module').",
+        )
+    return found[-1]
+
+
+def width(network: nn.Module, path: str) -> int | None:
+    """Give the number of outputs of the layer at `path`, or None when it does not say."""
+    layer = network.get_submodule(path)
+    return getattr(layer, "out_features", getattr(layer, "out_channels", None))
+
+
+def replace_head(network: nn.Module, path: str, head: Head | nn.Module | Factory, classes: int) -> None:
+    """Put a new head where the old one is.
+
+    Args:
+        network: is changed.
+        path: of the module that is replaced.
+        head: a description, a finished module, or a function that makes one.
+        classes: outputs of the new head.
+
+    Raises:
+        BackboneError: the old head does not tell how many features it gets, or the new one does not give `classes`.
+    """
+    old = network.get_submodule(path)
+    if isinstance(head, nn.Module):
+        new = head
+    else:
+        features = getattr(old, "in_features", getattr(old, "in_channels", None))
+        if features is None:
+            inner = [module for module in old.modules() if isinstance(module, _Layer)]
+            features = _features(inner[0]) if inner else None
+        if features is None:
+            raise BackboneError(
+                f"{path!r}, a {type(old).__name__} that does not say how many features it gets",
+                "a Linear or Conv2d layer, or a module that begins with one",
+                "Pass a finished module instead: head=nn.Sequential(...).",
+            )
+        convolutional = isinstance(old, nn.Conv2d)
+        new = (
+            head.build(features, classes, convolutional=convolutional)
+            if isinstance(head, Head)
+            else head(features, classes)
+        )
+    _demand_width(new, classes)
+    parent, _, name = path.rpartition(".")
+    setattr(network.get_submodule(parent), name, new)
+
+
+def _features(layer: nn.Module) -> int:
+    found: int = getattr(layer, "in_features", None) or layer.in_channels  # type: ignore[assignment]
+    return found
+
+
+def _demand_width(head: nn.Module, classes: int) -> None:
+    """Refuse a head whose last layer gives another number of classes."""
+    layers = [name for name, module in head.named_modules() if isinstance(module, _Layer)]
+    if layers and width(head, layers[-1]) != classes:
+        raise BackboneError(
+            f"a head that gives {width(head, layers[-1])} numbers",
+            f"one number for each of the {classes} classes",
+            f"Let its last layer have {classes} outputs, or pass a function: head=lambda features, classes: ...",
+        )
+
+
+def demand_module(network: nn.Module, path: str) -> None:
+    """Raise a BackboneError unless `path` names a module inside the network."""
+    names = [name for name, _ in network.named_modules() if name]
+    if path not in names:
+        raise BackboneError(
+            f"the module path {path!r}",
+            f"the path of a module of {type(network).__name__}",
+            f"{nearest(path, names)}`[name for name, _ in learner.model.named_modules()]` lists them all.",
+        )

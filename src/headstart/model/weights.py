@@ -1,0 +1,149 @@
+"""Weights: where they are, how they come here, and how a file of them gets into a network.
+
+Reading never runs code that may be in a file; what cannot be had is said within seconds, before anything is built.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from headstart.errors import BackboneError, CheckpointError, HeadstartError, listing
+from headstart.files import download, reachable
+
+AUXILIARY = ("aux1", "aux2", "AuxLogits")
+"""Side branches of GoogLeNet and Inception, of no use for fine-tuning."""
+
+_CONTAINERS = ("state_dict", "model", "model_state_dict", "network")  # where checkpoints like to hide their weights
+_PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put in front of names
+_HUB_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
+
+
+def timm_source(full: str, config: Any) -> dict[str, Any]:
+    """Find out where the weights are before anything is built: in the cache, or behind a network that answers."""
+    if config is None or not config.has_weights:
+        raise BackboneError(
+            f"{full} with pretrained=True",
+            "a network that timm has weights for",
+            f"Pass pretrained=False to train it from scratch, or choose a network that "
+            f"timm.list_models('{full.partition('.')[0][:6]}*', pretrained=True) lists.",
+        )
+    if config.file or config.state_dict or not config.hf_hub_id:
+        return {}
+    for filename in (config.hf_hub_filename, *_HUB_FILES):
+        cached = filename and huggingface_hub.try_to_load_from_cache(config.hf_hub_id, filename)
+        if isinstance(cached, str):
+            return {"pretrained_cfg_overlay": {"file": cached}}  # the hub would ask the network before its own cache
+    address = f"{huggingface_hub.constants.ENDPOINT}/{config.hf_hub_id}"
+    if (reason := reachable(address)) is not None:
+        raise _no_weights(f"{config.hf_hub_id} ({config.hf_hub_filename or _HUB_FILES[0]})", address, reason)
+    return {}
+
+
+def fetch_torchvision(name: str, weights: Any) -> None:
+    """Put the weights where torchvision looks for them, unless they are there."""
+    filename = Path(weights.url).name
+    target = Path(torch.hub.get_dir()) / "checkpoints" / filename
+    if target.exists():
+        return
+    if (reason := reachable(weights.url)) is not None:
+        raise _no_weights(filename, weights.url, reason)
+    try:
+        download(weights.url, target, digest_prefix=target.stem.rpartition("-")[2])
+    except CheckpointError as error:
+        raise _no_weights(f"{filename} for torchvision/{name}", weights.url, error.arrived) from error
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights without running any code that may be in it.
+
+    Args:
+        path: `.safetensors`, or anything `torch.save` wrote; weights inside a larger checkpoint are found.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds no weights.
+    """
+    try:
+        content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # whatever a file that is no such file makes its reader raise
+        raise CheckpointError(
+            f"{path}: {type(error).__name__}",
+            "a .safetensors file, or one that torch.save(network.state_dict(), path) wrote",
+            "Save the state_dict and not the whole network; if the file was downloaded, download it again.",
+        ) from error
+    for key in _CONTAINERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(
+            f"{path} with a {type(content).__name__} that is no state_dict",
+            "a file of named tensors",
+            "Write it with torch.save(network.state_dict(), path).",
+        )
+    state: dict[str, Tensor] = content
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def load_backbone(network: nn.Module, head: tuple[str, ...], path: Path, name: str) -> None:
+    """Load everything but the head from a file of the original architecture.
+
+    Args:
+        network: is changed, or left as it is when the file does not fit.
+        head: paths of the modules of its head, which keep their values.
+        path: the file.
+        name: what the network is called in messages.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        BackboneError: it is of another architecture; what is missing and what is too much is told.
+    """
+    state = read_state(path)
+    own = network.state_dict()
+
+    def is_head(name: str) -> bool:
+        return any(name == path or name.startswith(f"{path}.") for path in (*head, *AUXILIARY))
+
+    wanted = {name: value for name, value in own.items() if not is_head(name)}
+    given = {name: value for name, value in state.items() if not is_head(name)}
+    missing, surplus = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    unfit = sorted(name for name in wanted.keys() & given.keys() if wanted[name].shape != given[name].shape)
+    if missing or surplus or unfit:
+        found = [("missing", missing), ("not known to it", surplus), ("of another shape", unfit)]
+        words = "; ".join(f"{len(names)} {what} ({listing(names, 3)})" for what, names in found if names)
+        raise BackboneError(
+            f"{path} with {len(given)} tensors for {name}, which has {len(wanted)}: {words}",
+            "weights of the same architecture, under the library's own names",
+            "Check the model name: timm and torchvision name the same network's tensors differently.",
+        )
+    network.load_state_dict(given, strict=False)
+
+
+def _no_weights(file: str, address: str, reason: str) -> BackboneError:
+    return BackboneError(
+        f"no way to the weights {file} at {address}: {reason}",
+        "a network connection for the first use of these weights, or a file of them",
+        "Pass pretrained='path/to/weights.pth' for a file you have, or pretrained=False to train from scratch.",
+    )
+
+
+@contextmanager
+def telling_failures(name: str) -> Iterator[None]:
+    """Turn what a download can raise into an error that says what to do."""
+    try:
+        yield
+    except HeadstartError:
+        raise
+    except (OSError, RuntimeError) as error:
+        raise BackboneError(
+            f"{name}, which could not be built or its weights not be loaded: {error}",
+            "a network that its library can open",
+            "Try again; pretrained='path/to/weights.pth' takes a file you have, pretrained=False trains from scratch.",
+        ) from error

@@ -1,0 +1,371 @@
+"""Open a network by name, with the weights and the preprocessing that belong to it.
+
+The only room that knows what timm and torchvision offer. A bare name is timm's, `torchvision/...` is torchvision's (35
+names exist in both, with different weights); a tag after the dot picks the weights: `resnet18.a1_in1k`,
+`torchvision/mobilenet_v2.IMAGENET1K_V2`. What comes out is an `Opened`: network, head, preprocessing, and the plain
+values from which the same architecture can be built again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from headstart.data.preprocessing import Preprocessing
+from headstart.errors import BackboneError, CheckpointError, listing, nearest
+from headstart.model.head import (
+    Factory,
+    Head,
+    demand_module,
+    initialise,
+    last_layer,
+    replace_head,
+    width,
+)
+from headstart.model.weights import AUXILIARY, fetch_torchvision, load_backbone, telling_failures, timm_source
+
+
+@dataclass
+class Opened:
+    """A network ready to be fine-tuned.
+
+    Args:
+        network: in training mode, on the CPU.
+        head: paths of the modules that make up the head.
+        preprocessing: what the weights expect of a picture.
+        architecture: plain values from which `rebuild` makes the same network again; empty for the user's own.
+        description: one line for the user: what was opened, with which weights.
+    """
+
+    network: nn.Module
+    head: tuple[str, ...]
+    preprocessing: Preprocessing
+    architecture: dict[str, Any] = field(default_factory=dict)
+    description: str = ""
+
+    @property
+    def name(self) -> str:
+        """The network's name, as messages use it."""
+        return self.description.partition(" (")[0]
+
+
+def open_network(
+    model: str | nn.Module,
+    classes: int,
+    *,
+    pretrained: bool | str | Path = True,
+    head: Head | nn.Module | Factory | None = None,
+    image_size: int | None = None,
+) -> Opened:
+    """Open a network and give it a new head.
+
+    Args:
+        model: a timm name, a torchvision name, or a network of the user's own.
+        classes: outputs of the head.
+        pretrained: True downloads the weights that the name stands for, False starts from random ones, a path loads a
+            file of the original architecture. Of no meaning for the user's own network.
+        head: what replaces the classifier; None is one new linear layer (the user's own network keeps its head).
+        image_size: height and width of the input, in pixels, if not what the weights expect.
+
+    Raises:
+        BackboneError: an unknown name, weights that cannot be had or do not fit, an image size the network cannot take.
+        CheckpointError: the file of weights cannot be read.
+    """
+    if isinstance(model, nn.Module):
+        return _open_own(model, classes, head, image_size)
+    if isinstance(pretrained, str | Path) and not Path(pretrained).is_file():
+        raise BackboneError(
+            f"pretrained={str(pretrained)!r}, which is no file",
+            "True, False, or the path of a file of weights (.pth, .safetensors)",
+            "Check the path. pretrained=True downloads the library's weights.",
+        )
+    library, name, tag = parse_name(model)
+    opener = _open_timm if library == "timm" else _open_torchvision
+    opened = opener(name, tag, classes, pretrained, head, image_size)
+    if isinstance(pretrained, str | Path):
+        load_backbone(opened.network, opened.head, Path(pretrained), opened.name)
+    if image_size is not None:
+        _demand_size(opened, image_size)
+    return opened
+
+
+def parse_name(model: str) -> tuple[str, str, str]:
+    """Split a name into (library, architecture, tag); the tag may be empty.
+
+    Raises:
+        BackboneError: neither library has it; the nearest names are given.
+
+    Example:
+        >>> parse_name("resnet18.a1_in1k"), parse_name("torchvision/vgg16"), parse_name("mobilenet_v3_small")
+        (('timm', 'resnet18', 'a1_in1k'), ('torchvision', 'vgg16', ''), ('torchvision', 'mobilenet_v3_small', ''))
+    """
+    prefix, _, rest = model.rpartition("/")
+    name, _, tag = rest.partition(".")
+    if prefix in ("", "timm") and timm.is_model(name):
+        return "timm", name, _timm_tag(name, tag)
+    if prefix in ("", "torchvision") and name in _torchvision_names():
+        return "torchvision", name, _torchvision_tag(name, tag)
+    torchvision_names = [f"torchvision/{name}" for name in _torchvision_names()]
+    raise BackboneError(
+        f"the model {model!r}",
+        "a name that timm or torchvision knows, or a network of your own",
+        f"{nearest(model, [*timm.list_models(), *torchvision_names, *_torchvision_names()])}"
+        "`timm.list_models('*resnet*')` and `torchvision.models.list_models()` list them.",
+    )
+
+
+def _timm_tag(name: str, tag: str) -> str:
+    tags = [known.partition(".")[2] for known in timm.list_models(f"{name}.*", pretrained=True)]
+    _demand_tag(name, tag, tags)
+    return tag
+
+
+def _torchvision_tag(name: str, tag: str) -> str:
+    _demand_tag(f"torchvision/{name}", tag, list(torchvision.models.get_model_weights(name).__members__))
+    return tag
+
+
+def _demand_tag(name: str, tag: str, tags: list[str]) -> None:
+    if tag and tag not in tags:
+        raise BackboneError(
+            f"the tag {tag!r} of {name}",
+            f"one of its tags: {listing(tags) or 'it has none'}",
+            f"{nearest(tag, tags)}The name without a tag takes the usual weights.",
+        )
+
+
+def _torchvision_names() -> list[str]:
+    found: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return found
+
+
+# timm
+
+
+def _open_timm(
+    name: str,
+    tag: str,
+    classes: int,
+    pretrained: bool | str | Path,
+    head: Head | nn.Module | Factory | None,
+    image_size: int | None,
+) -> Opened:
+    full = f"{name}.{tag}" if tag else name
+    config = timm.get_pretrained_cfg(full)
+    wanted = image_size is not None and config is not None and tuple(config.input_size[1:]) != (image_size,) * 2
+    if config is not None and wanted and config.fixed_input_size:
+        raise BackboneError(
+            f"image_size={image_size} for {full}",
+            f"image_size={config.input_size[1]}: this network takes no other",
+            "Leave image_size out, or choose a network that takes any size, such as a ResNet or a ConvNeXt.",
+        )
+    options: dict[str, Any] = {"num_classes": classes}
+    if pretrained is True:
+        options |= timm_source(full, config)
+    with telling_failures(full):
+        network = timm.create_model(full, pretrained=pretrained is True, **options)
+    paths = _timm_head(network, full)
+    data_config = resolve_model_data_config(network, {"img_size": image_size} if image_size else None)
+    if head is not None:
+        paths = _replace(network, paths, head, classes)
+    else:
+        _renew(network, paths, classes)
+    used = network.pretrained_cfg.get("tag") or "no tag"
+    return Opened(
+        network,
+        paths,
+        Preprocessing.from_timm(data_config),
+        {"library": "timm", "name": full, "classes": classes, "head": _head_values(head), "image_size": image_size},
+        f"timm {name} ({_weights_words(pretrained, used)})",
+    )
+
+
+def _timm_head(network: nn.Module, name: str) -> tuple[str, ...]:
+    """Find all of a timm network's classifier: what `get_classifier` gives and what its configuration names."""
+    named = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
+    paths = {named} if isinstance(named, str) else set(named)
+    get_classifier: Callable[[], Any] | None = getattr(network, "get_classifier", None)
+    if get_classifier is not None:
+        given = get_classifier()
+        members = {id(module) for module in (given if isinstance(given, tuple | list | nn.ModuleList) else (given,))}
+        paths |= {path for path, module in network.named_modules() if id(module) in members}
+    modules = dict(network.named_modules())
+    holding = {path for path in paths if path in modules and any(True for _ in modules[path].parameters())}
+    outermost = [
+        path for path in modules if path in holding and not any(path.startswith(f"{other}.") for other in holding)
+    ]
+    if not outermost:
+        raise BackboneError(
+            f"{name}, an encoder without a classifier",
+            "a network whose last layer gives one number for each class",
+            "Choose another network, or wrap this one in a module of your own that ends in a Linear layer.",
+        )
+    return tuple(outermost)
+
+
+def _renew(network: nn.Module, paths: tuple[str, ...], classes: int) -> None:
+    """Give every layer of the head that makes classes new values (timm keeps the old ones when the counts agree)."""
+    for path in paths:
+        for module in network.get_submodule(path).modules():
+            if getattr(module, "out_features", getattr(module, "out_channels", None)) == classes:
+                initialise(module, "default")
+
+
+# torchvision
+
+
+def _open_torchvision(
+    name: str,
+    tag: str,
+    classes: int,
+    pretrained: bool | str | Path,
+    head: Head | nn.Module | Factory | None,
+    image_size: int | None,
+) -> Opened:
+    weights = torchvision.models.get_model_weights(name)[tag or "DEFAULT"]
+    builder = torchvision.models.get_model_builder(name)
+    if pretrained is True:
+        fetch_torchvision(name, weights)
+        with telling_failures(name):
+            network = builder(weights=weights, progress=False)
+    else:
+        network = builder(weights=None, **_implied(name, weights))
+    for auxiliary in AUXILIARY:
+        if hasattr(network, auxiliary):
+            setattr(network, auxiliary, None)
+            network.aux_logits = False
+    paths = _replace(network, (last_layer(network),), Head() if head is None else head, classes)
+    preprocessing = Preprocessing.from_torchvision(weights.transforms())
+    return Opened(
+        network,
+        paths,
+        preprocessing.at_size(image_size) if image_size else preprocessing,
+        {
+            "library": "torchvision",
+            "name": f"{name}.{weights.name}",
+            "classes": classes,
+            "head": _head_values(head),
+            "image_size": image_size,
+        },
+        f"torchvision {name} ({_weights_words(pretrained, weights.name)})",
+    )
+
+
+def _implied(name: str, weights: Any) -> dict[str, Any]:
+    """Give the constructor arguments that torchvision derives from weights, for building without them."""
+    arguments: dict[str, Any] = {"num_classes": len(weights.meta["categories"])}
+    if name in ("googlenet", "inception_v3"):
+        arguments |= {"transform_input": True, "aux_logits": False, "init_weights": True}
+    if name.startswith("vit_"):
+        arguments["image_size"] = weights.meta["min_size"][0]
+    return arguments
+
+
+# the user's own
+
+
+def _open_own(
+    network: nn.Module, classes: int, head: Head | nn.Module | Factory | None, image_size: int | None
+) -> Opened:
+    """Take a network of the user's as it is, unless its head has to change."""
+    config = getattr(network, "pretrained_cfg", None)
+    paths = _timm_head(network, type(network).__name__) if config and hasattr(network, "get_classifier") else None
+    if isinstance(head, Head) and head.at is not None:
+        demand_module(network, head.at)
+        paths = (head.at,)
+    paths = paths or (last_layer(network),)
+    if head is not None:
+        paths = _replace(network, paths, head, classes)
+    elif (outputs := width(network, paths[-1])) not in (classes, None):
+        raise BackboneError(
+            f"a {type(network).__name__} whose last layer {paths[-1]!r} gives {outputs} numbers, for {classes} classes",
+            "one number for each class, or word on what its head shall become",
+            "Pass head=Head() to put a new linear layer there, or check the data's classes.",
+        )
+    if config:
+        preprocessing = Preprocessing.from_timm(
+            resolve_model_data_config(network, {"img_size": image_size} if image_size else None)
+        )
+        words = "preprocessing as its pretrained_cfg says"
+    else:
+        preprocessing = Preprocessing().at_size(image_size) if image_size else Preprocessing()
+        words = f"{preprocessing.image_size[0]} pixels, ImageNet's mean and std"
+    return Opened(network, paths, preprocessing, {}, f"your {type(network).__name__} ({words})")
+
+
+# shared
+
+
+def rebuild(architecture: dict[str, Any]) -> Opened:
+    """Build the network that `Opened.architecture` describes, with random weights.
+
+    Raises:
+        CheckpointError: the network or its head was the user's own and cannot be built from a description.
+    """
+    head = architecture.get("head")
+    if not architecture or head == "own":
+        raise CheckpointError(
+            "a file whose network " + ("has a head" if architecture else "is") + " of the user's own making",
+            "the code that made it",
+            "Make a Learner of the same network or head, then call learner.load_weights(file).",
+        )
+    return open_network(
+        f"{architecture['library']}/{architecture['name']}",
+        architecture["classes"],
+        pretrained=False,
+        head=None if head is None else Head(**{**head, "hidden": tuple(head["hidden"])}),
+        image_size=architecture["image_size"],
+    )
+
+
+def _head_values(head: Head | nn.Module | Factory | None) -> dict[str, Any] | str | None:
+    if isinstance(head, Head):
+        return {"hidden": list(head.hidden), "dropout": head.dropout, "init": head.init, "at": head.at}
+    return None if head is None else "own"
+
+
+def _replace(
+    network: nn.Module, paths: tuple[str, ...], head: Head | nn.Module | Factory, classes: int
+) -> tuple[str, ...]:
+    """Put a head in place of the one at `paths`; the head's own `at` wins."""
+    if isinstance(head, Head) and head.at is not None:
+        demand_module(network, head.at)
+        paths = (head.at,)
+    if len(paths) > 1:
+        raise BackboneError(
+            f"head={head!r} for a network with {len(paths)} classifiers ({', '.join(paths)})",
+            "head=None, which renews all of them",
+            "Leave head= out, or name the one to replace: Head(at='...').",
+        )
+    replace_head(network, paths[0], head, classes)
+    return paths
+
+
+def _demand_size(opened: Opened, image_size: int) -> None:
+    """Run the network once to see whether it takes pictures of this size."""
+    network = opened.network
+    was_training = network.training
+    device = next(network.parameters()).device
+    try:
+        with torch.inference_mode():
+            network.eval()(torch.zeros(1, 3, *opened.preprocessing.image_size, device=device))
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        raise BackboneError(
+            f"image_size={image_size} for {opened.name}, which fails: {error}",
+            "a size that this network takes",
+            "Leave image_size out, or take a multiple of 32 near the size the weights were trained with.",
+        ) from error
+    finally:
+        network.train(was_training)
+
+
+def _weights_words(pretrained: bool | str | Path, tag: str) -> str:
+    if pretrained is True:
+        return f"weights {tag}"
+    return "random weights" if pretrained is False else f"weights from {Path(pretrained).name}"

@@ -1,0 +1,307 @@
+"""`Callback`: the base class, in which order callbacks are called, who calls them, and how they compare a metric.
+
+The hooks, in the order of a fit:
+
+    on_train_begin
+      on_epoch_begin
+        on_train_batch_begin
+          on_batch_ready          the batch is on the device; a new one may be put in its place
+          on_loss_ready           outputs and loss exist; the loss may be replaced
+          on_backward_end         this batch's gradients have been added
+          on_step_begin           all gradients of the step are there, unscaled: clip, measure, set the rate
+          on_step_end             the weights have moved
+        on_train_batch_end
+        on_test_begin             validation, when there is a val part
+          on_test_batch_begin
+          on_test_batch_end
+        on_test_end
+      on_epoch_end
+    on_train_end
+
+`evaluate` calls the on_test hooks of the callbacks it is given, `predict` their on_predict hooks.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from headstart.errors import ConfigError, nearest
+from headstart.training.metrics import Logs
+from headstart.training.run import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from headstart.training.run import LearnerLike
+
+
+class Order(IntEnum):
+    """When a callback's turn is among the others of the same hook."""
+
+    DATA = 0
+    """changes batches"""
+    TRAIN = 1
+    """sets rates, touches gradients or weights"""
+    USER = 2
+    """everything else; adds log keys"""
+    WATCH = 3
+    """reads the logs and decides"""
+    REPORT = 4
+    """tells and draws"""
+    SAVE = 5
+    """writes the state that all others have agreed on"""
+
+
+class Callback:
+    """Do something at certain moments of training: override a hook.
+
+    The hooks have Keras's names and arguments, and five more where Keras has nothing. `self.run` is the typed state of
+    the run, `self.model` and `self.learner` are the Learner, `self.params` what was asked for. `logs` maps names to
+    floats; reading them costs a wait for the device, not reading them costs nothing.
+
+    Attributes:
+        order: when it is its turn; `Order.USER` unless set otherwise.
+        adds: log keys that it adds in `on_epoch_end`, with the better direction: `{"val_f1": "max"}`. Declared keys can
+            be monitored.
+        sets_lr: whether it sets `run.lr`; two such callbacks in one fit are refused.
+
+    Raises:
+        ConfigError: when the class is made, if it has an `on_...` method that is no hook.
+
+    Example:
+        >>> class StopWhenGood(Callback):
+        ...     def on_epoch_end(self, epoch, logs):
+        ...         if logs["val_accuracy"] > 0.99:
+        ...             self.model.stop_training = True
+    """
+
+    order: ClassVar[Order] = Order.USER
+    adds: Mapping[str, Literal["min", "max"]] = {}
+    sets_lr: bool = False
+    run: Run
+    learner: "LearnerLike"
+    params: Mapping[str, Any]
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Refuse misspelt hooks while the class is being made."""
+        super().__init_subclass__(**keywords)
+        for name in vars(cls):
+            if name.startswith("on_") and name not in HOOKS:
+                raise ConfigError(
+                    f"{cls.__name__}.{name}, which nobody would ever call",
+                    f"one of the hooks: {', '.join(HOOKS)}",
+                    f"{nearest(name, HOOKS)}Methods that are no hooks need a name without on_.",
+                )
+
+    @property
+    def model(self) -> "LearnerLike":
+        """The Learner, under Keras's name. The network is `self.run.network`."""
+        return self.learner
+
+    def check(self, run: Run) -> None:
+        """Refuse what cannot work, before anything has happened; write nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a resumed run has to know: plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up again what `state_dict` gave; called after `on_train_begin`."""
+
+    def on_train_begin(self, logs: Logs) -> None:
+        """A fit begins; reset what an earlier one left behind."""
+
+    def on_train_end(self, logs: Logs) -> None:
+        """A fit ends, however it ends: `run.status` says how."""
+
+    def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
+        """An epoch begins, counting from 0; `run.lr` may be set."""
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """An epoch has been trained and validated; `logs` is complete, keys may be added, `run.lr` may be set."""
+
+    def on_train_batch_begin(self, batch: int, logs: Logs) -> None:
+        """A batch has come from the loader."""
+
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        """A batch is done; `logs` gives the means of the epoch so far."""
+
+    def on_batch_ready(self) -> None:
+        """The batch is on the device, before the forward pass; `run.batch` may be replaced by a new one."""
+
+    def on_loss_ready(self) -> None:
+        """`run.outputs` and `run.loss` exist; `run.loss` may be replaced."""
+
+    def on_backward_end(self) -> None:
+        """The gradients of this batch have been added to the others of its step."""
+
+    def on_step_begin(self) -> None:
+        """The gradients of a step are complete and unscaled; they may be changed and `run.lr` set."""
+
+    def on_step_end(self) -> None:
+        """The weights have moved."""
+
+    def on_test_begin(self, logs: Logs) -> None:
+        """An evaluation begins, inside `fit` or alone."""
+
+    def on_test_end(self, logs: Logs) -> None:
+        """An evaluation is done; `logs` has its results, without a prefix."""
+
+    def on_test_batch_begin(self, batch: int, logs: Logs) -> None:
+        """A batch of an evaluation has come from the loader."""
+
+    def on_test_batch_end(self, batch: int, logs: Logs) -> None:
+        """A batch of an evaluation is done."""
+
+    def on_predict_begin(self, logs: Logs) -> None:
+        """A prediction begins."""
+
+    def on_predict_end(self, logs: Logs) -> None:
+        """A prediction is done."""
+
+    def on_predict_batch_begin(self, batch: int, logs: Logs) -> None:
+        """A batch of a prediction has come."""
+
+    def on_predict_batch_end(self, batch: int, logs: Logs) -> None:
+        """A batch of a prediction is done; `run.outputs` has its logits."""
+
+
+HOOKS: tuple[str, ...] = tuple(name for name in vars(Callback) if name.startswith("on_"))
+"""The names of all hooks."""
+
+
+class Hooks:
+    """Call the hooks of all callbacks, in their order.
+
+    Which callbacks override which hook is looked up once, so a hook that nobody overrides costs next to nothing.
+
+    Args:
+        callbacks: in the order the user gave them; they are sorted into bands, which keeps that order inside a band.
+        run: what they see as `self.run`.
+        learner: what they see as `self.learner` and `self.model`.
+    """
+
+    def __init__(self, callbacks: Iterable[Callback], run: Run, learner: "LearnerLike") -> None:
+        self.callbacks = sorted(callbacks, key=lambda callback: callback.order)
+        self._run = run
+        self._learner = learner
+        self._listeners = {hook: self._overriding(hook) for hook in HOOKS}
+
+    def _overriding(self, hook: str) -> "list[tuple[Callback, Callable[..., None]]]":
+        plain = getattr(Callback, hook)
+        return [(c, getattr(c, hook)) for c in self.callbacks if getattr(type(c), hook) is not plain]
+
+    def call(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of all callbacks that override it."""
+        listeners = self._listeners[hook]
+        if listeners:
+            run = self._run
+            for callback, method in listeners:
+                run.hook, run.speaker = hook, callback
+                method(*arguments)
+            run.hook, run.speaker = "", None
+
+    @contextmanager
+    def bound(self) -> "Iterator[None]":
+        """Let the callbacks see this run inside, and afterwards what they saw before (a fit around an evaluation)."""
+        before = [dict(vars(callback)) for callback in self.callbacks]
+        for callback in self.callbacks:
+            callback.run, callback.learner, callback.params = self._run, self._learner, self._run.params
+        try:
+            yield
+        finally:
+            for callback, seen in zip(self.callbacks, before, strict=True):
+                for name in ("run", "learner", "params"):
+                    if name in seen:
+                        setattr(callback, name, seen[name])
+
+
+def check_callbacks(callbacks: Sequence[Callback], run: Run) -> None:
+    """Refuse callbacks that cannot work, alone or together, before anything has happened.
+
+    Raises:
+        ConfigError: something in the list is no callback, or two of them set the rate.
+    """
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            is_class = isinstance(callback, type)
+            raise ConfigError(
+                f"{callback!r} among the callbacks",
+                "objects of classes derived from headstart.Callback",
+                "Call the class: callbacks=[ThatClass()]." if is_class else "Derive its class from headstart.Callback.",
+            )
+    writers = [type(callback).__name__ for callback in callbacks if callback.sets_lr]
+    if len(writers) > 1:
+        raise ConfigError(
+            f"{' and '.join(writers)} in one fit",
+            "one callback that sets the rate",
+            "Remove one of them, or combine them into one schedule.",
+        )
+    for callback in callbacks:
+        callback.check(run)
+
+
+class Monitor:
+    """Follow one log key and remember its best value.
+
+    Args:
+        key: the log key, such as `"val_loss"`.
+        mode: `"min"`, `"max"`, or `"auto"`, which asks the metric and never guesses from its name.
+        min_delta: how much better counts as better, 0 or more.
+
+    Raises:
+        ConfigError: the mode or the delta is out of range.
+    """
+
+    def __init__(self, key: str, mode: str = "auto", min_delta: float = 0.0) -> None:
+        if mode not in ("auto", "min", "max"):
+            raise ConfigError(
+                f"mode={mode!r}", "'auto', 'min' or 'max'", "Leave mode= out: the metric knows its direction."
+            )
+        self.key = key
+        self._wanted = mode
+        self._min_delta = abs(min_delta)
+        self.mode: str = mode
+        self.best = math.nan
+
+    def check(self, run: Run, who: str) -> None:
+        """Make sure that the run will have the key and that its direction is known.
+
+        Raises:
+            ConfigError: it will not, or nobody knows which way is better.
+        """
+        if self.key not in run.directions:
+            without_val = self.key.startswith("val_") and not any(key.startswith("val_") for key in run.directions)
+            raise ConfigError(
+                f"{who} with monitor={self.key!r}" + (" and data without a val part" if without_val else ""),
+                f"one of the keys this fit will have: {', '.join(run.directions)}",
+                f"{nearest(self.key, run.directions)}A callback that adds a key declares it in its `adds`.",
+            )
+        direction = run.directions[self.key]
+        if self._wanted == "auto" and direction is None:
+            raise ConfigError(
+                f"{who} with monitor={self.key!r} and mode='auto'",
+                "a key whose better direction is known",
+                "Say which way is better: mode='min' or mode='max'.",
+            )
+        self.mode = direction if self._wanted == "auto" and direction else self._wanted
+
+    def reset(self, best: float = math.nan) -> None:
+        """Forget the best value, or start from a given one."""
+        self.best = best
+
+    def improves(self, value: float) -> bool:
+        """Say whether a value is better than the best so far, and remember it if so. NaN never is."""
+        if math.isnan(value):
+            return False
+        gain = self.best - value if self.mode == "min" else value - self.best
+        better = math.isnan(self.best) or gain > self._min_delta
+        if better:
+            self.best = value
+        return better
+
+    def read(self, logs: Logs) -> float:
+        """Read the key from an epoch's logs."""
+        return logs[self.key]

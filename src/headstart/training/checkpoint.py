@@ -1,0 +1,131 @@
+"""Files of weights: safetensors with a JSON description in the header, whole, checked, and free of code."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from headstart.errors import CheckpointError, listing
+from headstart.files import write_atomically
+
+FORMAT = 1
+"""Version of the description; a file with a higher one is refused."""
+_KEY = "headstart"
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write tensors and their description into one file, in one move.
+
+    Args:
+        path: the target; the usual suffix is `.safetensors`.
+        state: names and tensors; tensors that are one and the same are written once.
+        description: plain values that JSON can hold.
+
+    Raises:
+        CheckpointError: the folder cannot be written to or the disk is full; what was there before is untouched.
+    """
+    kept: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    for name, tensor in state.items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() and place in first:
+            aliases[name] = first[place]
+        else:
+            first[place] = name
+            kept[name] = tensor.detach().cpu().contiguous()
+    words = json.dumps({**description, "format": FORMAT, "aliases": aliases}, sort_keys=True)
+    header = {_KEY: words, "sha256": _digest(kept, words)}
+    write_atomically(path, lambda temporary: save_file(kept, temporary, metadata=header))
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_weights` wrote, and make sure that not a bit of it has changed.
+
+    Returns:
+        The tensors by name, on the CPU, and the description.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, changed, not headstart's, or of a later version.
+    """
+    state, header = _read(path)
+    if _KEY not in header:
+        raise CheckpointError(
+            f"{path}, which headstart did not write",
+            "a file that learner.save(path) or a ModelCheckpoint wrote",
+            "Weights of a bare architecture go into Learner(name, data, pretrained=path).",
+        )
+    words = header[_KEY]
+    if header.get("sha256") != _digest(state, words):
+        raise CheckpointError(
+            f"{path}, whose content does not match its own digest",
+            "a file as it was written",
+            "It was damaged on the disk or on the way: take another copy.",
+        )
+    description: dict[str, Any] = json.loads(words)
+    if description["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path} in format {description['format']}",
+            f"format {FORMAT} or lower, which this version of headstart reads",
+            "Upgrade: pip install --upgrade headstart.",
+        )
+    for name, other in description.pop("aliases").items():
+        state[name] = state[other]
+    return state, description
+
+
+def demand_classes(arrived: Sequence[str], needed: Sequence[str], path: str | Path) -> None:
+    """Raise a CheckpointError when data has other classes than a file, or the same ones in another order."""
+    if tuple(arrived) != tuple(needed):
+        raise CheckpointError(
+            f"data with the classes {listing(arrived)}, for {path}",
+            f"the classes of the file, in its order: {listing(needed)}",
+            "Use data with these classes; Learner(name, data, pretrained=...) begins with a new head.",
+        )
+
+
+def demand_same(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise a CheckpointError unless a file has just the tensors of a network, in the same shapes."""
+    shapes, given = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (own, state))
+    different = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
+    if different:
+        raise CheckpointError(
+            f"{path}, which differs in {len(different)} tensors ({listing(different, 3)})",
+            f"the {len(own)} tensors of this Learner's network",
+            "Load it into a Learner of the same model and head; pretrained=path takes weights without the head.",
+        )
+
+
+def is_ours(path: Path) -> bool:
+    """Say whether a file is one that `write_weights` wrote, whole or not."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    return _KEY in _read(path)[1]
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path}: {error or type(error).__name__}",
+            "a whole .safetensors file that learner.save(path) wrote",
+            "Check the path; if the file was cut short or damaged, take another copy.",
+        ) from error
+
+
+def _digest(state: Mapping[str, Tensor], words: str) -> str:
+    """Give the SHA-256 of the description and of every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(words.encode())
+    for name in sorted(state):
+        tensor = state[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

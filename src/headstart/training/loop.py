@@ -1,0 +1,230 @@
+"""The loop: what happens in a fit, with every hook in its place.
+
+    on_train_begin
+    for each epoch:
+        on_epoch_begin
+        for each batch of the train part:
+            on_train_batch_begin
+            the batch goes to the device                            on_batch_ready
+            outputs = network(images), loss = loss(outputs, targets)  on_loss_ready
+            gradients of the loss are added up                      on_backward_end
+            if the batch closes its group:
+                the gradients become those of the group's mean      on_step_begin
+                the optimizer moves the weights                     on_step_end
+            on_train_batch_end
+        if there is a val part:
+            on_test_begin
+            for each batch: on_test_batch_begin, network, loss, on_test_batch_end
+            on_test_end
+        on_epoch_end
+    on_train_end
+
+A *group* is the batches that share one step: `accumulate` of them, fewer at the end of an epoch. Its gradient is that
+of the mean over all its pictures, as if they had been one big batch.
+
+A *polite* stop, `run.stop(reason)`, finishes the batch, validates and ends the epoch. An *immediate* one,
+`raise StopTraining(reason)`, goes straight to on_train_end. So does an error or Ctrl-C, which then goes on its way.
+
+Not here: devices, optimizers, schedules, clipping, printing, paths. Only this file calls `backward` and steps an
+optimizer, and nothing in it waits for the device while training.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from headstart.data.loading import Batches, Pair
+from headstart.errors import DataError
+from headstart.training.batch import Batch
+from headstart.training.callback import Hooks
+from headstart.training.metrics import Logs, Tally
+from headstart.training.precision import Precision
+from headstart.training.run import Run, StopTraining
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""From logits `[batch, classes]` and targets to the mean loss, a scalar."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What does not change while a run goes on.
+
+    Args:
+        run: the state of the run.
+        hooks: who is called when.
+        loss: from logits and targets to the mean over the batch.
+        prepare: from what a loader yields to a batch on the device.
+        precision: the arithmetic of the forward pass.
+        seed: makes chance depend on the epoch and the batch alone.
+        train_tally: sums over the train part.
+        val_tally: sums over the val part.
+    """
+
+    run: Run
+    hooks: Hooks
+    loss: Loss
+    prepare: Callable[[Pair], Batch]
+    precision: Precision
+    seed: Callable[[int, int], None]
+    train_tally: Tally
+    val_tally: Tally
+    scaler: torch.amp.GradScaler = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scaler", self.precision.scaler())
+
+    # Three ways in.
+
+    def fit(self, train: Batches, val: Batches | None) -> None:
+        """Train and validate, epoch after epoch."""
+        run = self.run
+        try:
+            self.hooks.call("on_train_begin", run.logs)
+            while run.epoch < run.epochs and run.stop_reason is None:
+                self._epoch(train, val)
+            run.status = "completed" if run.stop_reason is None else "stopped"
+        except StopTraining as stop:
+            run.stop(str(stop))
+            run.status = "stopped"
+        except BaseException as error:
+            run.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            raise
+        finally:
+            self.hooks.call("on_train_end", run.logs)
+
+    def evaluate(self, batches: Batches) -> Logs:
+        """Sum up loss and metrics over the batches; the network is left as it was."""
+        run, tally = self.run, self.val_tally
+        tally.reset()
+        logs = tally.logs()
+        with run.backbone.evaluating():
+            self.hooks.call("on_test_begin", logs)
+            for number, pair in enumerate(batches.epoch(run.fit, run.epoch)):
+                self.hooks.call("on_test_batch_begin", number, logs)
+                run.batch = self.prepare(pair)
+                with torch.no_grad():
+                    self._forward()
+                tally.add(run.loss, run.outputs, run.batch.targets)
+                self.hooks.call("on_test_batch_end", number, logs)
+            self.hooks.call("on_test_end", logs)
+        return logs
+
+    def predict(self, batches: Iterable[Pair]) -> Tensor:
+        """Give the probabilities of all pictures, float32 `[pictures, classes]`, on the CPU."""
+        run = self.run
+        found = []
+        with run.backbone.evaluating():
+            self.hooks.call("on_predict_begin", run.logs)
+            for number, pair in enumerate(batches):
+                self.hooks.call("on_predict_batch_begin", number, run.logs)
+                run.batch = self.prepare(pair)
+                with torch.no_grad(), self.precision.autocast():
+                    run.outputs = run.network(run.batch.images)
+                found.append(run.outputs.float().softmax(1))
+                self.hooks.call("on_predict_batch_end", number, run.logs)
+            self.hooks.call("on_predict_end", run.logs)
+        return torch.cat(found).cpu()
+
+    # From the outside in.
+
+    def _epoch(self, train: Batches, val: Batches | None) -> None:
+        run = self.run
+        self.hooks.call("on_epoch_begin", run.epoch, run.logs)
+        self._train(train)
+        logs = Logs(dict(self.train_tally.logs()))
+        if val is not None:
+            logs.update({f"val_{name}": value for name, value in self.evaluate(val).items()})
+        logs["learning_rate"] = run.lr
+        run.logs = logs
+        self.hooks.call("on_epoch_end", run.epoch, logs)
+        run.epoch += 1
+
+    def _train(self, batches: Batches) -> None:
+        run = self.run
+        run.backbone.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.train_tally.reset()
+        run.logs = self.train_tally.logs()
+        group: list[int] = []  # pictures in each batch of the open group
+        number = -1
+        for number, pair in enumerate(batches.epoch(run.fit, run.epoch)):
+            self._batch(number, pair, group)
+            if run.stop_reason is not None:
+                break
+        else:
+            self._demand_length(number + 1)
+        if group:
+            self._step(group)
+
+    def _batch(self, number: int, pair: Pair, group: list[int]) -> None:
+        run = self.run
+        if not group:
+            run.apply_deferred()
+        self.hooks.call("on_train_batch_begin", number, run.logs)
+        run.batch = self.prepare(pair)
+        self.seed(run.epoch, number)
+        self.hooks.call("on_batch_ready")
+        run.backbone.keep_resting()
+        self._forward()
+        self.hooks.call("on_loss_ready")
+        self._backward(group)
+        self.hooks.call("on_backward_end")
+        if self._closes_group(number, group):
+            self._step(group)
+        self.train_tally.add(run.loss, run.outputs, run.batch.targets)
+        self.hooks.call("on_train_batch_end", number, run.logs)
+
+    def _forward(self) -> None:
+        run = self.run
+        # One picture alone has no statistics of its own: normalising it by them would leave nothing, or fail.
+        alone = len(run.batch) == 1
+        with run.backbone.norms_resting() if alone else nullcontext(), self.precision.autocast():
+            run.outputs = run.network(run.batch.images)
+            run.loss = self.loss(run.outputs, run.batch.targets)
+
+    def _backward(self, group: list[int]) -> None:
+        """Add the gradients of this batch, weighed by its pictures against those of the group's first batch."""
+        run = self.run
+        group.append(len(run.batch))
+        loss = run.loss if group[-1] == group[0] else run.loss * (group[-1] / group[0])
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def _step(self, group: list[int]) -> None:
+        """Move the weights by the gradient of the mean over the group, and open the next group."""
+        run, optimizer = self.run, self._optimizer
+        self.scaler.unscale_(optimizer)
+        if len(group) > 1:
+            self._divide_gradients(sum(group) / group[0])
+        group.clear()
+        self.hooks.call("on_step_begin")
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        run.step += 1
+        self.hooks.call("on_step_end")
+
+    # Small questions, each asked in one place.
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        if self.run.optimizer is None:
+            raise RuntimeError("A run that trains nothing has reached a step.")
+        return self.run.optimizer
+
+    def _closes_group(self, number: int, group: list[int]) -> bool:
+        return len(group) == self.run.accumulate or number + 1 == self.run.batches
+
+    def _divide_gradients(self, count: float) -> None:
+        gradients = [p.grad for g in self._optimizer.param_groups for p in g["params"] if p.grad is not None]
+        torch._foreach_div_(gradients, count)
+
+    def _demand_length(self, came: int) -> None:
+        if came != self.run.batches:
+            raise DataError(
+                f"a train loader whose len() is {self.run.batches} and that yielded {came} batches",
+                "a loader that yields as many batches as its len() says",
+                "Correct the loader's length: schedules and the last step of an epoch count on it.",
+            )

@@ -1,0 +1,182 @@
+"""Exact sums of loss and accuracy, metrics of torchmetrics by name, and the logs that callbacks read.
+
+Nothing here makes the device wait before somebody reads a value.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from headstart.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+Direction = str | None
+"""`"min"`, `"max"`, or None when nobody knows which way is better."""
+
+_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "top5_accuracy": ("MulticlassAccuracy", {"top_k": 5, "average": "micro"}),
+    "balanced_accuracy": ("MulticlassAccuracy", {"average": "macro"}),
+    "f1": ("MulticlassF1Score", {"average": "macro"}),
+    "precision": ("MulticlassPrecision", {"average": "macro"}),
+    "recall": ("MulticlassRecall", {"average": "macro"}),
+    "auroc": ("MulticlassAUROC", {"average": "macro"}),
+    "average_precision": ("MulticlassAveragePrecision", {"average": "macro"}),
+    "cohen_kappa": ("MulticlassCohenKappa", {}),
+    "matthews": ("MulticlassMatthewsCorrCoef", {}),
+    "calibration_error": ("MulticlassCalibrationError", {}),
+}
+
+
+def make_metrics(metrics: Sequence["str | Metric"], classes: int) -> "dict[str, Metric | None]":
+    """Turn names into metrics; None stands for accuracy, which the tally counts itself.
+
+    Args:
+        metrics: names (`"accuracy"`, `"f1"`, `"auroc"`, ...) or torchmetrics objects that take logits and class ids.
+        classes: number of classes.
+
+    Raises:
+        ConfigError: an unknown name (the nearest are given), or the same name twice.
+    """
+    made: dict[str, Metric | None] = {}
+    for metric in [metrics] if isinstance(metrics, str) else metrics:
+        name = metric if isinstance(metric, str) else _snake(type(metric).__name__)
+        if name in made:
+            raise ConfigError(f"metrics with {name!r} twice", "each metric once", "Remove one of the two.")
+        made[name] = _by_name(name, classes) if isinstance(metric, str) else metric
+    return made
+
+
+def _by_name(name: str, classes: int) -> "Metric | None":
+    if name == "accuracy":
+        return None
+    if name not in _NAMES:
+        known = ["accuracy", *_NAMES]
+        raise ConfigError(
+            f"the metric {name!r}",
+            f"one of {', '.join(known)}, or a torchmetrics object",
+            f"{nearest(name, known)}For example metrics=('accuracy', 'f1').",
+        )
+    import torchmetrics.classification
+
+    kind, options = _NAMES[name]
+    if name == "top5_accuracy":
+        options = {**options, "top_k": min(5, classes)}
+    metric: Metric = getattr(torchmetrics.classification, kind)(num_classes=classes, **options)
+    return metric
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def directions(metrics: "Mapping[str, Metric | None]") -> dict[str, Direction]:
+    """Say for the loss and for each metric which way is better."""
+    found: dict[str, Direction] = {"loss": "min"}
+    for name, metric in metrics.items():
+        better = True if metric is None else metric.higher_is_better
+        found[name] = None if better is None else ("max" if better else "min")
+    return found
+
+
+class Tally:
+    """Sum up loss and metrics over batches, exactly per sample.
+
+    The loss is summed in double precision, correct answers are counted in whole numbers, so a ragged last batch weighs
+    what it should.
+
+    Args:
+        metrics: what `make_metrics` gave.
+        device: where the sums live.
+    """
+
+    def __init__(self, metrics: "Mapping[str, Metric | None]", device: torch.device) -> None:
+        self._counts_accuracy = "accuracy" in metrics and metrics["accuracy"] is None
+        self._metrics = {name: metric.clone().to(device) for name, metric in metrics.items() if metric is not None}
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        self._loss = torch.zeros((), dtype=exact, device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._samples = 0
+        self._names = ["loss", *metrics]
+
+    def reset(self) -> None:
+        """Start anew."""
+        self._loss.zero_()
+        self._correct.zero_()
+        self._samples = 0
+        for metric in self._metrics.values():
+            metric.reset()
+
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            loss: mean over the batch, a scalar.
+            logits: `[batch, classes]`.
+            targets: class ids `[batch]`, or probabilities `[batch, classes]`, of which the largest counts.
+        """
+        samples = targets.shape[0]
+        self._samples += samples
+        self._loss.add_(loss.detach(), alpha=samples)
+        if self._counts_accuracy or self._metrics:
+            classes = targets.argmax(1) if targets.is_floating_point() else targets
+            if self._counts_accuracy:
+                self._correct.add_((logits.argmax(1) == classes).sum())
+            for metric in self._metrics.values():
+                metric.update(logits.detach().float(), classes)
+
+    def logs(self, prefix: str = "") -> "Logs":
+        """Give a live view: each read tells the means of what has been added so far."""
+        return Logs({f"{prefix}{name}": self._reader(name) for name in self._names})
+
+    def _reader(self, name: str) -> Callable[[], float]:
+        def read() -> float:
+            if self._samples == 0:
+                return math.nan
+            if name == "loss":
+                return float(self._loss) / self._samples
+            if name == "accuracy" and self._counts_accuracy:
+                return int(self._correct) / self._samples
+            return float(self._metrics[name].compute())
+
+        return read
+
+
+class Logs(MutableMapping[str, float]):
+    """What callbacks read: names and floats, converted only when somebody looks.
+
+    Example:
+        >>> logs = Logs({"loss": lambda: 0.5})
+        >>> logs["mine"] = torch.tensor(2)
+        >>> dict(logs)
+        {'loss': 0.5, 'mine': 2.0}
+    """
+
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        self._values: dict[str, Any] = dict(values or {})
+
+    def __getitem__(self, key: str) -> float:
+        if key not in self._values:
+            raise KeyError(f"{key!r}; there are {', '.join(self._values) or 'no logs here'}")
+        value = self._values[key]
+        return float(value() if callable(value) else value)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._values[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))

@@ -1,0 +1,218 @@
+"""A session: the parts of a Learner, assembled into runs.
+
+`fit`, `evaluate` and `predict` all start here. A session knows the parts and never the Learner, which it only hands on
+to the callbacks.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from headstart.data.image_data import ImageData, Part
+from headstart.data.loading import Pair
+from headstart.model.backbone import Backbone
+from headstart.randomness import STEP, derive, preserved, seed_step
+from headstart.training.batch import Batch, likes_channels_last, preparer
+from headstart.training.callback import Callback, Hooks, Order, check_callbacks
+from headstart.training.history import History
+from headstart.training.loop import Loop, Loss
+from headstart.training.metrics import Direction, Logs, Tally, directions
+from headstart.training.optimizer import (
+    OptimizerFactory,
+    carry_over,
+    demand_trainable,
+    forget,
+    lr_scales,
+    make_optimizer,
+)
+from headstart.training.precision import Precision
+from headstart.training.run import LearnerLike, Run
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """What `fit` was asked for, checked."""
+
+    epochs: int
+    lr: float
+    head_lr_mult: float = 1.0
+    layer_lr_decay: float | None = None
+    accumulate: int = 1
+    clip_norm: float | None = None
+
+
+@dataclass
+class Session:
+    """The parts that all runs of a Learner share.
+
+    Args:
+        backbone: the network, its head and stages, on `device`.
+        data: bound to the network's preprocessing.
+        loss: from logits and targets to the mean over the batch.
+        metrics: by name; None stands for accuracy.
+        optimizer_choice: a name or a factory.
+        weight_decay: None is the optimizer's usual one.
+        device: where the network is.
+        precision: the arithmetic of the forward pass.
+        seed: of order, augmentation and dropout.
+    """
+
+    backbone: Backbone
+    data: ImageData
+    loss: Loss
+    metrics: "dict[str, Metric | None]"
+    optimizer_choice: str | OptimizerFactory
+    weight_decay: float | None
+    device: torch.device
+    precision: Precision
+    seed: int
+    optimizer: Optimizer | None = field(default=None, init=False)
+    histories: list[History] = field(default_factory=list, init=False)
+    run: Run | None = field(default=None, init=False)
+    _prepare: Callable[[Pair], Batch] = field(init=False)
+
+    def __post_init__(self) -> None:
+        channels_last = likes_channels_last(self.backbone.network)
+        if channels_last:
+            self.backbone.network.to(memory_format=torch.channels_last)
+        normalise = self.backbone.preprocessing.normaliser(self.device)
+        self._prepare = preparer(self.device, normalise, channels_last=channels_last)
+
+    def fit(self, plan: FitPlan, callbacks: Sequence[Callback], learner: LearnerLike) -> History:
+        """Train as planned and give what happened, epoch by epoch."""
+        demand_trainable(self.backbone)
+        self.data.check(*(name for name in ("train", "val") if getattr(self.data, name) is not None))
+        pin = self.device.type == "cuda"
+        train = self.data.train_batches(self.seed, pin_memory=pin)
+        val = None if self.data.val is None else self.data.eval_batches(self.data.val, "val", pin_memory=pin)
+        self.backbone.lr_scales = lr_scales(len(self.backbone.stages), plan.head_lr_mult, plan.layer_lr_decay)
+        run = self._fit_run(plan, len(train), callbacks)
+        check_callbacks(callbacks, run)
+        own: list[Callback] = [_Recorder()]
+        if plan.clip_norm is not None:
+            own.append(_ClipNorm(plan.clip_norm))
+        loop = self._loop(run, [*own, *callbacks], learner)
+        self.optimizer, self.run = run.optimizer, run
+        self.histories.append(run.history)
+        try:
+            with loop.hooks.bound(), preserved():
+                loop.fit(train, val)
+        finally:
+            self.run = None
+            run.apply_deferred()
+            self.backbone.network.eval()
+        return run.history
+
+    def evaluate(
+        self, part: Part, name: str, data: ImageData, callbacks: Sequence[Callback], learner: LearnerLike
+    ) -> dict[str, float]:
+        """Give loss and metrics on a part of some data; what is being trained is left as it is."""
+        batches = data.eval_batches(part, name, pin_memory=self.device.type == "cuda")
+        run = Run(self.backbone, {"steps": len(batches)}, self._directions(val=False, callbacks=callbacks))
+        check_callbacks(callbacks, run)
+        loop = self._loop(run, callbacks, learner)
+        with loop.hooks.bound():
+            return dict(loop.evaluate(batches))
+
+    def predict(self, batches: Iterable[Pair], callbacks: Sequence[Callback], learner: LearnerLike) -> Tensor:
+        """Give the probabilities of all pictures, float32 `[pictures, classes]`, on the CPU."""
+        run = Run(self.backbone)
+        check_callbacks(callbacks, run)
+        loop = self._loop(run, callbacks, learner)
+        with loop.hooks.bound():
+            return loop.predict(batches)
+
+    def train_from(self, boundary: int) -> None:
+        """Freeze the stages before `boundary`; inside a fit, from the next step on."""
+
+        def change() -> None:
+            thawed = self.backbone.train_from(boundary)
+            if self.optimizer is not None:
+                forget(self.optimizer, thawed)
+
+        if self.run is None:
+            change()
+        else:
+            self.run.defer(change)
+
+    def _fit_run(self, plan: FitPlan, batches: int, callbacks: Sequence[Callback]) -> Run:
+        optimizer = make_optimizer(self.optimizer_choice, self.backbone, plan.lr, self.weight_decay, self.device)
+        carry_over(self.optimizer, optimizer)
+        params = {**vars(plan), "steps": batches, "batch_size": self.data.batch_size}
+        return Run(
+            self.backbone,
+            params,
+            self._directions(val=self.data.val is not None, callbacks=callbacks),
+            optimizer,
+            History(params=params),
+            fit=len(self.histories) + 1,
+            epochs=plan.epochs,
+            batches=batches,
+            accumulate=plan.accumulate,
+        )
+
+    def _directions(self, *, val: bool, callbacks: Sequence[Callback]) -> dict[str, Direction]:
+        """Name the log keys that a run will have, and which way is better."""
+        own = directions(self.metrics)
+        keys = {
+            **own,
+            **({f"val_{name}": better for name, better in own.items()} if val else {}),
+            "learning_rate": None,
+        }
+        for callback in callbacks:
+            keys.update(getattr(callback, "adds", {}))
+        return keys
+
+    def _loop(self, run: Run, callbacks: Sequence[Callback], learner: LearnerLike) -> Loop:
+        @functools.cache
+        def epoch_seed(epoch: int) -> int:
+            return derive(STEP, self.seed, run.fit, epoch)
+
+        def seed(epoch: int, batch: int) -> None:
+            seed_step(derive(epoch_seed(epoch), batch), self.device)
+
+        return Loop(
+            run,
+            Hooks(callbacks, run, learner),
+            self.loss,
+            self._prepare,
+            self.precision,
+            seed,
+            Tally(self.metrics, self.device),
+            Tally(self.metrics, self.device),
+        )
+
+
+def choose_loss(loss: str | Loss) -> Loss:
+    """Settle the loss: `"auto"` is cross-entropy, for class ids and for probabilities."""
+    return functional.cross_entropy if isinstance(loss, str) else loss
+
+
+class _Recorder(Callback):
+    """Add each epoch to the history, when all keys are there and before anybody reports it."""
+
+    order: ClassVar[Order] = Order.REPORT
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        self.run.history.add(epoch, logs)
+
+
+class _ClipNorm(Callback):
+    """Scale a step's gradients down so that their joint norm is at most `most`."""
+
+    order: ClassVar[Order] = Order.TRAIN
+
+    def __init__(self, most: float) -> None:
+        self.most = most
+
+    def on_step_begin(self) -> None:
+        nn.utils.clip_grad_norm_(self.run.network.parameters(), self.most)
