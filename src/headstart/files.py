@@ -6,14 +6,16 @@ What is inside a file is not this room's business.
 import contextlib
 import hashlib
 import os
-import shutil
-import tempfile
+import secrets
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 
 from headstart.errors import CheckpointError
+
+_HEADERS = {"User-Agent": "headstart"}
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -30,20 +32,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         CheckpointError: the folder cannot be written to or the disk is full; free space or choose another folder.
 
     Example:
-        >>> target = Path(tempfile.mkdtemp()) / "notes.txt"
+        >>> target = Path("notes.txt")
         >>> write_atomically(target, lambda temporary: temporary.write_text("whole"))
         >>> target.read_text()
         'whole'
     """
-    temporary: Path | None = None
+    # The name is nobody else's: other threads and processes may write the same target.
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        mode = path.stat().st_mode & 0o7777 if path.is_file() else None
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else mode | 0o600))
         write(temporary)
         _flush(temporary)
-        temporary.chmod(_mode_for(path))
+        if mode is not None:
+            temporary.chmod(mode)
         temporary.replace(path)
         _flush(path.parent)
     except OSError as error:
@@ -53,8 +56,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             "Free some space or choose another folder, then save again. What was there before is untouched.",
         ) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone by its new name, or never made
+            temporary.unlink()
 
 
 def _flush(path: Path) -> None:
@@ -66,15 +69,6 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _mode_for(path: Path) -> int:
-    """Give the permissions the file would have had without the detour (mkstemp makes it private)."""
-    with contextlib.suppress(FileNotFoundError):
-        return path.stat().st_mode & 0o7777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 def sha256(path: Path) -> str:
@@ -92,14 +86,15 @@ def reachable(url: str, timeout_seconds: float = 5.0) -> str | None:
         url: an http(s) or file address; only its head is asked for.
         timeout_seconds: how long to wait for a connection and for an answer, each.
     """
-    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "headstart"})
+    request = urllib.request.Request(url, method="HEAD", headers=_HEADERS)
     try:
         with urllib.request.urlopen(request, timeout=timeout_seconds):
             return None
-    except urllib.error.HTTPError:
+    except urllib.error.HTTPError as answer:
+        answer.close()
         return None
-    except OSError as error:
-        return str(getattr(error, "reason", error))
+    except (OSError, HTTPException) as error:
+        return _reason(error)
 
 
 def download(url: str, path: Path, timeout_seconds: float = 10.0, digest_prefix: str = "") -> None:
@@ -109,7 +104,7 @@ def download(url: str, path: Path, timeout_seconds: float = 10.0, digest_prefix:
         url: where it is.
         path: where it goes.
         timeout_seconds: the longest silence of the other side that is put up with.
-        digest_prefix: the beginning of the file's SHA-256 in hexadecimal; empty checks nothing.
+        digest_prefix: the beginning of the file's SHA-256 in hexadecimal; empty checks nothing but the length.
 
     Raises:
         CheckpointError: the network failed, the disk is full, or what arrived is not the file the digest belongs to.
@@ -117,9 +112,9 @@ def download(url: str, path: Path, timeout_seconds: float = 10.0, digest_prefix:
     """
 
     def write(temporary: Path) -> None:
-        request = urllib.request.Request(url, headers={"User-Agent": "headstart"})
-        with urllib.request.urlopen(request, timeout=timeout_seconds) as answer, temporary.open("wb") as file:
-            shutil.copyfileobj(answer, file)
+        with temporary.open("wb") as file:
+            for piece in _pieces(url, timeout_seconds):
+                file.write(piece)
         if not (arrived := sha256(temporary)).startswith(digest_prefix):
             raise CheckpointError(
                 f"{url} with SHA-256 {arrived[:12]}…",
@@ -128,3 +123,33 @@ def download(url: str, path: Path, timeout_seconds: float = 10.0, digest_prefix:
             )
 
     write_atomically(path, write)
+
+
+def _pieces(url: str, timeout_seconds: float) -> Iterator[bytes]:
+    """Fetch what is at an address, piece by piece, to its end; what goes wrong is the network's, not the disk's."""
+    arrived = 0
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers=_HEADERS), timeout=timeout_seconds
+        ) as answer:
+            promised = answer.headers["Content-Length"]
+            while piece := answer.read(1 << 20):
+                arrived += len(piece)
+                yield piece
+        if promised is not None and arrived < int(promised):  # urllib takes a lost connection for the end
+            raise HTTPException(f"the connection was lost after {arrived} of {promised} bytes")
+    except (OSError, HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        raise CheckpointError(
+            f"{url}: {_reason(error)}",
+            "an answer with the whole file",
+            "Check the network and try again, or fetch the file another way and pass its path.",
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Say in a few words what a network did wrong."""
+    if isinstance(error, urllib.error.HTTPError):
+        return str(error)
+    return str(getattr(error, "reason", error)) or type(error).__name__

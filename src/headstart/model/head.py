@@ -92,12 +92,12 @@ def as_head(head: HeadLike) -> Head | nn.Module | Factory | None:
         return Head(hidden=tuple(head))
     if isinstance(head, int) and not isinstance(head, bool):
         return Head(hidden=(head,))
-    if callable(head):
+    if callable(head) and not (isinstance(head, type) and issubclass(head, Head)):
         return head
     raise ConfigError(
         f"head={head!r}",
         "a Head, hidden widths (256 or (256, 120)), a module, a function (features, classes) -> module, or None",
-        "For example head=Head(hidden=(256,), dropout=0.2).",
+        "For example head=Head(), or head=Head(hidden=(256,), dropout=0.2).",
     )
 
 
@@ -135,9 +135,11 @@ def last_layer(network: nn.Module) -> str:
 
 
 def width(network: nn.Module, path: str) -> int | None:
-    """Give the number of outputs of the layer at `path`, or None when it does not say."""
-    layer = network.get_submodule(path)
-    return getattr(layer, "out_features", getattr(layer, "out_channels", None))
+    """Give the number of outputs of the module at `path`, or of its last layer; None when neither says."""
+    module = network.get_submodule(path)
+    layers = [module, *(inner for inner in module.modules() if isinstance(inner, _Layer))]
+    told = [getattr(layer, "out_features", getattr(layer, "out_channels", None)) for layer in layers]
+    return told[0] or told[-1]
 
 
 def replace_head(network: nn.Module, path: str, head: Head | nn.Module | Factory, classes: int) -> None:
@@ -151,43 +153,43 @@ def replace_head(network: nn.Module, path: str, head: Head | nn.Module | Factory
 
     Raises:
         BackboneError: the old head does not tell how many features it gets, or the new one does not give `classes`.
+        ConfigError: a function made something else than a module.
     """
     old = network.get_submodule(path)
-    if isinstance(head, nn.Module):
-        new = head
-    else:
-        features = getattr(old, "in_features", getattr(old, "in_channels", None))
-        if features is None:
-            inner = [module for module in old.modules() if isinstance(module, _Layer)]
-            features = _features(inner[0]) if inner else None
-        if features is None:
-            raise BackboneError(
-                f"{path!r}, a {type(old).__name__} that does not say how many features it gets",
-                "a Linear or Conv2d layer, or a module that begins with one",
-                "Pass a finished module instead: head=nn.Sequential(...).",
-            )
-        convolutional = isinstance(old, nn.Conv2d)
-        new = (
-            head.build(features, classes, convolutional=convolutional)
-            if isinstance(head, Head)
-            else head(features, classes)
-        )
+    new = head if isinstance(head, nn.Module) else _built(head, old, path, classes)
     _demand_width(new, classes)
     parent, _, name = path.rpartition(".")
     setattr(network.get_submodule(parent), name, new)
 
 
-def _features(layer: nn.Module) -> int:
-    found: int = getattr(layer, "in_features", None) or layer.in_channels  # type: ignore[assignment]
-    return found
+def _built(head: Head | Factory, old: nn.Module, path: str, classes: int) -> nn.Module:
+    """Make a head that gets what the module at `path` got."""
+    inner = [old, *(module for module in old.modules() if isinstance(module, _Layer))]
+    told = [getattr(module, "in_features", getattr(module, "in_channels", None)) for module in inner]
+    features = next((count for count in told if count is not None), None)
+    if features is None:
+        raise BackboneError(
+            f"{path!r}, a {type(old).__name__} that does not say how many features it gets",
+            "a Linear or Conv2d layer, or a module that begins with one",
+            "Pass a finished module instead: head=nn.Sequential(...).",
+        )
+    if isinstance(head, Head):
+        return head.build(features, classes, convolutional=isinstance(old, nn.Conv2d))
+    new = head(features, classes)
+    if not isinstance(new, nn.Module):
+        raise ConfigError(
+            f"a head factory that gives {type(new).__name__}",
+            "a function of (features, classes) that returns a module",
+            "For example head=lambda features, classes: nn.Linear(features, classes).",
+        )
+    return new
 
 
 def _demand_width(head: nn.Module, classes: int) -> None:
     """Refuse a head whose last layer gives another number of classes."""
-    layers = [name for name, module in head.named_modules() if isinstance(module, _Layer)]
-    if layers and width(head, layers[-1]) != classes:
+    if (outputs := width(head, "")) not in (classes, None):
         raise BackboneError(
-            f"a head that gives {width(head, layers[-1])} numbers",
+            f"a head that gives {outputs} numbers",
             f"one number for each of the {classes} classes",
             f"Let its last layer have {classes} outputs, or pass a function: head=lambda features, classes: ...",
         )

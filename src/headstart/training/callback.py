@@ -38,7 +38,12 @@ if TYPE_CHECKING:
 
 
 class Order(IntEnum):
-    """When a callback's turn is among the others of the same hook."""
+    """When a callback's turn is among the others of the same hook.
+
+    Example:
+        >>> class LastWord(Callback):
+        ...     order = Order.REPORT
+    """
 
     DATA = 0
     """changes batches"""

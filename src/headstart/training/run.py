@@ -70,6 +70,13 @@ class Run:
         epochs: epochs to train.
         batches: batches in an epoch.
         accumulate: batches that share one step.
+
+    Example:
+        >>> from headstart import Callback
+        >>> class HalveAtOnce(Callback):
+        ...     def on_epoch_begin(self, epoch, logs):
+        ...         if self.run.progress >= 0.5:
+        ...             self.run.stop("half is enough")
     """
 
     backbone: Backbone
