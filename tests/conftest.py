@@ -14,6 +14,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")  # figures need no display, here and 
 torch.set_num_threads(1)  # networks this small lose more by sharing their work than they win
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+SHAPES = ("circle", "square", "triangle")
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +33,7 @@ def assets() -> Path:
 def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Draw three classes of shapes as JPEG files: 24 to train on and 9 to validate on of each. Do not write into it."""
     root = tmp_path_factory.mktemp("pictures") / "shapes"
-    for number, kind in enumerate(("circle", "square", "triangle")):
+    for number, kind in enumerate(SHAPES):
         for index in range(33):
             path = root / ("train" if index < 24 else "val") / kind / f"{index:02}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,19 +42,20 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _shape(kind: str, chance: np.random.Generator) -> Image.Image:
-    """Draw one bright shape on a dark, noisy ground, 40 to 90 pixels a side."""
+    """Draw one bright shape on a dark, noisy ground, 40 to 90 pixels a side; each kind leans towards a colour."""
     width, height = (int(side) for side in chance.integers(40, 91, size=2))
-    noise = chance.normal(chance.uniform(20, 80, size=3), 15, size=(height, width, 3))
+    noise = chance.normal(chance.uniform(20, 70, size=3), 15, size=(height, width, 3))
     image = Image.fromarray(noise.clip(0, 255).astype(np.uint8))
     radius = chance.uniform(0.28, 0.42) * min(width, height)
     x, y = (radius + chance.uniform(0, 1) * (side - 2 * radius) for side in (width, height))
-    colour = tuple(chance.integers(140, 256, size=3).tolist())
+    colour = chance.integers(100, 180, size=3)
+    colour[SHAPES.index(kind)] += 70
     draw = ImageDraw.Draw(image)
     if kind == "circle":
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=tuple(colour.tolist()))
     else:
         sides = 4 if kind == "square" else 3
-        draw.regular_polygon((x, y, radius), sides, rotation=int(chance.integers(-15, 16)), fill=colour)
+        draw.regular_polygon((x, y, radius), sides, rotation=int(chance.integers(-15, 16)), fill=tuple(colour.tolist()))
     return image
 
 

@@ -1,6 +1,6 @@
 """Tables, curves and contact sheets, read back from what was drawn."""
 
-# ruff: noqa: D103 - a test's name says what it shows
+
 
 import math
 import subprocess

@@ -129,27 +129,29 @@ def _pieces(url: str, timeout_seconds: float) -> Iterator[bytes]:
     """Fetch what is at an address, piece by piece, to its end; what goes wrong is the network's, not the disk's."""
     arrived = 0
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, headers=_HEADERS), timeout=timeout_seconds
-        ) as answer:
-            promised = answer.headers["Content-Length"]
+        request = urllib.request.Request(url, headers=_HEADERS)
+        with urllib.request.urlopen(request, timeout=timeout_seconds) as answer:
+            promised = getattr(answer, "length", None)  # bytes, where a web server has told them
             while piece := answer.read(1 << 20):
                 arrived += len(piece)
                 yield piece
-        if promised is not None and arrived < int(promised):  # urllib takes a lost connection for the end
-            raise HTTPException(f"the connection was lost after {arrived} of {promised} bytes")
     except (OSError, HTTPException) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-        raise CheckpointError(
-            f"{url}: {_reason(error)}",
-            "an answer with the whole file",
-            "Check the network and try again, or fetch the file another way and pass its path.",
-        ) from error
+        raise _unfetched(url, _reason(error)) from error
+    if promised is not None and arrived < promised:  # urllib takes a lost connection for the end
+        raise _unfetched(url, f"the connection was lost after {arrived} of {promised} bytes")
+
+
+def _unfetched(url: str, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{url}: {reason}",
+        "an answer with the whole file",
+        "Check the network and try again, or fetch the file another way and pass its path.",
+    )
 
 
 def _reason(error: Exception) -> str:
     """Say in a few words what a network did wrong."""
     if isinstance(error, urllib.error.HTTPError):
-        return str(error)
+        with error:  # it is an open answer as well
+            return str(error)
     return str(getattr(error, "reason", error)) or type(error).__name__

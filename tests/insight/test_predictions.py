@@ -1,6 +1,6 @@
 """What Predictions give, by name, by row, as an array, as a file and in print."""
 
-# ruff: noqa: D103 - a test's name says what it shows
+
 
 import csv
 import math

@@ -1,6 +1,6 @@
 """What a History keeps, finds, joins, writes and draws."""
 
-# ruff: noqa: D103 - a test's name says what it shows
+
 
 import csv
 import json

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from headstart.data.preprocessing import Picture, Preprocessing, to_picture, to_pixels
+from headstart.data.preprocessing import Picture, Preprocessing, described, is_shaped, to_picture, to_pixels
 from headstart.errors import ConfigError, DataError, nearest
 
 Pipeline = Callable[[Any], Any]
@@ -49,23 +49,29 @@ def named_steps(augment: str | Sequence[str]) -> list[str]:
     """Spell out presets and check every name.
 
     Raises:
-        ConfigError: a name is neither an augmentation nor a preset; the nearest ones are listed.
+        ConfigError: a name is neither an augmentation nor a preset (the nearest ones are listed), or there is none.
 
     Example:
         >>> named_steps("default"), named_steps(["flip", "color"])
         (['crop', 'flip'], ['flip', 'color'])
     """
     steps: list[str] = []
+    if not isinstance(augment, Sequence) or not augment:
+        raise _unknown(augment)
     for name in [augment] if isinstance(augment, str) else augment:
-        if name not in PRESETS and name not in _STEPS:
-            known = [*PRESETS, *_STEPS]
-            raise ConfigError(
-                f"augment={name!r}",
-                f"one of {', '.join(known)}, several of them in a list, a pipeline, or None",
-                f"{nearest(str(name), known)}A torchvision Compose or any function of a picture works as well.",
-            )
+        if not isinstance(name, str) or (name not in PRESETS and name not in _STEPS):
+            raise _unknown(name)
         steps.extend(PRESETS.get(name, (name,)))
     return list(dict.fromkeys(steps))
+
+
+def _unknown(augment: object) -> ConfigError:
+    known = [*PRESETS, *_STEPS]
+    return ConfigError(
+        f"augment={augment!r}",
+        f"one of {', '.join(known)}, several of them in a list, a pipeline, or None",
+        f"{nearest(str(augment), known)}A torchvision Compose or any function of a picture works as well.",
+    )
 
 
 def check_augment(augment: Augment) -> None:
@@ -94,8 +100,11 @@ def train_view(preprocessing: Preprocessing, augment: Augment) -> View:
 
 
 def least_side(preprocessing: Preprocessing) -> int:
-    """Give the shorter side, in pixels, that a training picture is shrunk to before it is varied."""
-    return math.ceil(max(preprocessing.image_size) * _PRESIZE)
+    """Give the shorter side, in pixels, that a training picture keeps before it is framed and varied.
+
+    Never less than what evaluation's own frame is cut from, so that nothing is shrunk first and enlarged then.
+    """
+    return max(math.ceil(max(preprocessing.image_size) * _PRESIZE), *preprocessing.resize)
 
 
 # Views are classes and not closures because loader workers on some systems are sent them by pickle.
@@ -127,12 +136,16 @@ class _PipelineView:
     preprocessing: Preprocessing
 
     def __call__(self, picture: Picture) -> Tensor:
+        if _is_final(picture):
+            return picture
         result = self.pipeline(picture)
-        if _is_final(result):
+        tensor = isinstance(result, Tensor) and is_shaped(result)
+        if tensor and _is_final(result):
             return result
-        if not isinstance(result, Image.Image) and not (isinstance(result, Tensor) and result.dtype == torch.uint8):
+        if not isinstance(result, Image.Image) and not (tensor and result.dtype == torch.uint8):
+            kind = type(result).__name__
             raise DataError(
-                f"a pipeline that makes {type(result).__name__} of a picture",
+                f"a pipeline that makes {described(result) if isinstance(result, Tensor) else kind} of a picture",
                 "a float tensor [channels, height, width], which is final, or a PIL picture or uint8 tensor",
                 "End the pipeline with ToTensor() (and Normalize), or with nothing after the PIL steps.",
             )

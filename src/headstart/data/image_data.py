@@ -4,8 +4,10 @@ It never changes. A Learner binds it to the preprocessing of its weights and get
 serve a second model.
 """
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from headstart.data.augment import Augment, Pipeline, View, check_augment, eval_view, least_side, train_view
 from headstart.data.decode import demand_readable
-from headstart.data.loading import Batches, LoaderBatches, SourceBatches, loader_length, worker_count
+from headstart.data.loading import Batches, LoaderBatches, SourceBatches, collate, loader_length, worker_count
 from headstart.data.preprocessing import Preprocessing
 from headstart.data.sources import DatasetSource, FolderSource, Source, scan_known_classes, scan_parts
 from headstart.data.splits import stratified
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 Workers = int | Literal["auto"]
 
+_FOLDER = "For example ImageData.from_folder('flowers', batch_size=32, image_size=224, workers=2)."
+
 
 @dataclass(frozen=True)
 class OwnLoader:
@@ -36,8 +40,7 @@ class OwnLoader:
     loader: Iterable[Any]
 
     def __len__(self) -> int:
-        dataset = getattr(self.loader, "dataset", ())
-        return len(dataset) if hasattr(dataset, "__len__") else 0
+        return loader_length(self.loader, "own")
 
 
 Part = Source | OwnLoader
@@ -66,6 +69,7 @@ class ImageData:
     eval_transform: Pipeline | None = None
     workers: Workers = "auto"
     preprocessing: Preprocessing | None = None
+    _preprocessing_stays: bool = False
     _checked: set[str] = field(default_factory=set)
 
     @classmethod
@@ -105,7 +109,9 @@ class ImageData:
             >>> ImageData.from_folder("flowers")
             ImageData: 3 classes (daisy, rose, tulip), 72 train, 27 val pictures
         """
-        _demand(batch_size, image_size, workers, augment)
+        numbers = {"seed": seed, "batch_size": batch_size, "image_size": image_size, "workers": workers}
+        _demand(_FOLDER, root=root, **numbers, eval_transform=eval_transform)
+        check_augment(augment)
         parts = scan_parts(Path(root))
         train, val = parts.train, parts.val
         if val is None:
@@ -150,8 +156,8 @@ class ImageData:
             workers: processes that prepare batches.
 
         Raises:
-            DataError: a dataset is empty or has no length, or nothing tells the classes.
-            ConfigError: an argument is out of range.
+            DataError: a dataset is empty or has no length, or datasets know different classes.
+            ConfigError: an argument is out of range, or nothing tells the classes.
 
         Example:
             >>> import torchvision
@@ -159,18 +165,19 @@ class ImageData:
             >>> ImageData.from_datasets(pictures, classes=["a", "b", "c"])
             ImageData: 3 classes (a, b, c), 20 train pictures
         """
-        _demand(batch_size, image_size, workers, augment)
-        names = _class_names(classes if classes is not None else _own_classes(train))
-        parts: dict[str, Any] = {}
-        for name, dataset in (("train", train), ("val", val), ("test", test)):
-            if dataset is not None:
-                parts[name] = DatasetSource(dataset, names)
-                if len(dataset) == 0:
-                    raise DataError(
-                        f"a {name} dataset of type {type(dataset).__name__} without a picture",
-                        "at least one picture",
-                        f"Look at how the dataset is made, or leave {name}= out.",
-                    )
+        _demand(_FOLDER, batch_size=batch_size, image_size=image_size, workers=workers, eval_transform=eval_transform)
+        check_augment(augment)
+        others = {"val": val, "test": test}
+        datasets = {"train": train} | {name: dataset for name, dataset in others.items() if dataset is not None}
+        sources = {name: DatasetSource(dataset, ()) for name, dataset in datasets.items()}
+        names = _class_names(_common_classes(datasets) if classes is None else classes)
+        parts: dict[str, Any] = {name: replace(source, classes=names) for name, source in sources.items()}
+        if empty := [name for name, source in sources.items() if len(source) == 0]:
+            raise DataError(
+                f"a {empty[0]} dataset of type {type(datasets[empty[0]]).__name__} without a picture",
+                "at least one picture",
+                f"Look at how the dataset is made, or leave {empty[0]}= out.",
+            )
         return cls(
             names,
             **parts,
@@ -212,17 +219,18 @@ class ImageData:
             >>> ImageData.from_loaders(batches, classes=["cat", "dog"])
             ImageData: 2 classes (cat, dog), 1 train batch
         """
-        parts: dict[str, Any] = {}
-        for name, loader in (("train", train), ("val", val), ("test", test)):
-            if loader is not None:
-                loader_length(loader, name)
-                parts[name] = OwnLoader(loader)
-        return cls(_class_names(classes), **parts, preprocessing=preprocessing)
+        _demand("Leave it out to do what the weights expect.", preprocessing=preprocessing)
+        others = {"val": val, "test": test}
+        loaders = {"train": train} | {name: loader for name, loader in others.items() if loader is not None}
+        for name, loader in loaders.items():
+            loader_length(loader, name)
+        parts: dict[str, Any] = {name: OwnLoader(loader) for name, loader in loaders.items()}
+        stays = preprocessing is not None
+        return cls(_class_names(classes), **parts, preprocessing=preprocessing, _preprocessing_stays=stays)
 
     def bind(self, preprocessing: Preprocessing) -> Self:
         """Give the same data, prepared for a network; a preprocessing of its own stays."""
-        own = isinstance(self.train, OwnLoader) and self.preprocessing is not None
-        return self if own else replace(self, preprocessing=preprocessing)
+        return self if self._preprocessing_stays else replace(self, preprocessing=preprocessing)
 
     def part(self, name: str) -> Part:
         """Give the train, val or test part.
@@ -235,8 +243,10 @@ class ImageData:
         if found is None:
             there = [key for key, part in parts.items() if part is not None]
             raise ConfigError(
-                f"the part {name!r} of data that has {' and '.join(there)}",
-                f"one of {', '.join(there)}",
+                f"the part {name!r} of data that has {' and '.join(there) or 'no part at all'}",
+                f"one of {', '.join(there)}"
+                if there
+                else "data with pictures in it, such as ImageData.from_folder makes",
                 f"Add the part to the data (a folder {name}/, or {name}=...), or name another one.",
             )
         return found
@@ -289,7 +299,7 @@ class ImageData:
             return self.own_batches(source, "train")
         return SourceBatches(
             source,
-            train_view(preprocessing, self.augment),
+            self.eval_view if self.augment is None else train_view(preprocessing, self.augment),
             self.batch_size,
             seed=seed,
             workers=worker_count(self.workers),
@@ -320,15 +330,19 @@ class ImageData:
         Returns:
             Images `[count or fewer, channels, height, width]`, uint8 or float, and their labels.
         """
+        _demand("For example learner.show_predictions(12).", pictures=count)
         chosen = self.part(part)
         self.check(part)
-        if isinstance(chosen, OwnLoader):
-            images, targets = next(iter(self.own_batches(chosen, part).epoch(0, 0)))
-            labels = targets.argmax(1) if targets.is_floating_point() else targets
-            return images[:count], labels[:count].tolist()
-        places = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long().tolist()
-        samples = [chosen.sample(place) for place in places]
-        return torch.stack([self.eval_view(picture) for picture, _ in samples]), [label for _, label in samples]
+        with preserved():
+            if isinstance(chosen, OwnLoader):
+                images, targets = next(iter(self.own_batches(chosen, part).epoch(0, 0)))
+                return images[:count], _labels(targets[:count])
+            places = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long().tolist()
+            samples = [chosen.sample(place) for place in places]
+            batch = collate([(self.eval_view(picture), label) for picture, label in samples])
+        if isinstance(batch, DataError):
+            raise batch
+        return batch[0], _labels(batch[1])
 
     @property
     def eval_view(self) -> View:
@@ -355,45 +369,58 @@ class ImageData:
         Example:
             >>> figure = ImageData.from_folder("flowers", image_size=64).show_batch()
         """
+        _demand("For example data.show_batch(12).", pictures=pictures)
         quiet = replace(self, workers=0, batch_size=pictures)
         chosen = quiet.part(part)
         with preserved():
             batches = quiet.train_batches(seed=0) if part == "train" else quiet.eval_batches(chosen, part)
             images, targets = next(iter(batches.epoch(1, 0)))
-        labels = (targets.argmax(1) if targets.is_floating_point() else targets).tolist()
-        names = [self.classes[label] for label in labels]
-        return contact_sheet(self._preprocessing.visible(images[:pictures]), names[:pictures])
+        names = [self.classes[label] for label in _labels(targets[:pictures])]
+        return contact_sheet(self._preprocessing.visible(images[:pictures]), names)
 
     def __repr__(self) -> str:
         shown = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
-        parts = [
-            (name, part)
-            for name, part in (("train", self.train), ("val", self.val), ("test", self.test))
-            if part is not None
-        ]
-        if isinstance(self.train, OwnLoader):
-            counts = [(name, loader_length(part.loader, name)) for name, part in parts if isinstance(part, OwnLoader)]
-            unit = "batch" if counts[-1][1] == 1 else "batches"
+        parts = {name: part for name in ("train", "val", "test") if (part := getattr(self, name)) is not None}
+        counts = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
+        one = [len(part) for part in parts.values()][-1:] == [1]
+        if any(isinstance(part, OwnLoader) for part in parts.values()):
+            unit = "batch" if one else "batches"
         else:
-            counts, unit = [(name, len(part)) for name, part in parts], "pictures"
-        return (
-            f"ImageData: {len(self.classes)} classes ({shown}), {', '.join(f'{n} {name}' for name, n in counts)} {unit}"
-        )
+            unit = "picture" if one else "pictures"
+        return f"ImageData: {len(self.classes)} classes ({shown}), {counts or 'no'} {unit}"
 
 
-def _demand(batch_size: object, image_size: object, workers: object, augment: Augment) -> None:
-    demands = Demands("For example ImageData.from_folder(root, batch_size=32, image_size=224, workers=2).")
-    demands.check("batch_size", batch_size, is_count(batch_size), "a whole number of pictures, 1 or more")
-    sized = image_size is None or is_count(image_size, 8)
-    demands.check("image_size", image_size, sized, "a whole number of pixels, 8 or more, or None")
-    demands.check("workers", workers, workers == "auto" or is_count(workers, 0), "a whole number, 0 or more, or 'auto'")
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "root": (lambda root: isinstance(root, str | os.PathLike), "the path of a folder"),
+    "seed": (lambda seed: is_count(seed, 0), "a whole number, 0 or more"),
+    "batch_size": (is_count, "a whole number of pictures, 1 or more"),
+    "image_size": (lambda size: size is None or is_count(size, 8), "a whole number of pixels, 8 or more, or None"),
+    "workers": (lambda count: count == "auto" or is_count(count, 0), "a whole number, 0 or more, or 'auto'"),
+    "eval_transform": (lambda it: it is None or callable(it), "a function of a picture, such as a Compose, or None"),
+    "preprocessing": (lambda it: it is None or isinstance(it, Preprocessing), "a Preprocessing, or None"),
+    "pictures": (is_count, "a whole number of pictures, 1 or more"),
+}
+"""What arguments of these names must be, and the words for it."""
+
+
+def _demand(todo: str, **arguments: object) -> None:
+    """Check arguments by their names."""
+    demands = Demands(todo)
+    for name, value in arguments.items():
+        right, needed = _RULES[name]
+        demands.check(name, value, right(value), needed)
     demands.settle()
-    check_augment(augment)
 
 
-def _class_names(classes: Sequence[str] | int) -> tuple[str, ...]:
-    names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(map(str, classes))
-    if isinstance(classes, str) or len(names) < 2 or len(set(names)) < len(names):
+def _labels(targets: Tensor) -> list[int]:
+    """Give class numbers, of probabilities those of the likeliest classes."""
+    labels: list[int] = (targets.argmax(1) if targets.is_floating_point() else targets).tolist()
+    return labels
+
+
+def _class_names(classes: Any) -> tuple[str, ...]:
+    names = _spelt_out(classes)
+    if len(names) < 2 or len(set(names)) < len(names):
         raise ConfigError(
             f"classes={classes!r}",
             "two or more different names in the order of the labels, or how many there are",
@@ -402,14 +429,36 @@ def _class_names(classes: Sequence[str] | int) -> tuple[str, ...]:
     return names
 
 
-def _own_classes(dataset: Any) -> Sequence[str]:
+def _spelt_out(classes: Any) -> tuple[str, ...]:
+    """Give the names in a list, or the numbers up to a count as names; nothing for what is neither."""
+    listed = range(int(classes)) if isinstance(classes, Integral) else classes
+    return tuple(map(str, listed)) if isinstance(listed, Iterable) and not isinstance(listed, str) else ()
+
+
+def _common_classes(datasets: Mapping[str, Any]) -> tuple[str, ...]:
+    """Ask the train dataset for its classes, and the others whether theirs are the same."""
+    known = {name: found for name, dataset in datasets.items() if (found := _own_classes(dataset))}
+    if "train" not in known:
+        raise ConfigError(
+            "datasets without a list of classes",
+            "the names of the classes in the order of the labels, or how many there are",
+            "Pass for example classes=['ant', 'bee'] or classes=10.",
+        )
+    for name, found in known.items():
+        if found != known["train"]:
+            raise DataError(
+                f"a {name} dataset with the classes {listing(found)}",
+                f"those of the train dataset in their order: {listing(known['train'])}",
+                "Number the labels of all datasets by one list of classes; if they are, pass it as classes=.",
+            )
+    return known["train"]
+
+
+def _own_classes(dataset: Any) -> tuple[str, ...]:
+    """Give the classes that a dataset says it has, if any."""
     while dataset is not None:
         found = getattr(dataset, "classes", None)
         if found is not None:
-            return list(found)
+            return _spelt_out(found)
         dataset = getattr(dataset, "dataset", None)  # a Subset knows only the dataset it is taken from
-    raise ConfigError(
-        "datasets without a list of classes",
-        "the names of the classes in the order of the labels, or how many there are",
-        "Pass for example classes=['ant', 'bee'] or classes=10.",
-    )
+    return ()

@@ -7,7 +7,7 @@ Order and augmentation are derived from (seed, fit, epoch, picture), so the numb
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any, Literal, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from headstart.data.augment import View
+from headstart.data.preprocessing import described, is_shaped
 from headstart.data.sources import Source
 from headstart.errors import DataError
 from headstart.randomness import AUGMENTATION, ORDER, derive, generator, seed_sample
@@ -65,7 +66,7 @@ class SourceBatches:
             _Views(source, view, least_side),
             batch_sampler=self._order,
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=collate,
             pin_memory=pin_memory,
             # The loader draws a seed for its workers on every pass; it must not draw it from the user's generator.
             generator=generator(0),
@@ -81,7 +82,10 @@ class SourceBatches:
         self._order.position = (fit, epoch)
         for batch in self._loader:
             if isinstance(batch, DataError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # or error and frame would hold each other, and the workers with them
             yield batch
 
 
@@ -109,14 +113,21 @@ class LoaderBatches:
         set_epoch = getattr(getattr(self._loader, "sampler", None), "set_epoch", None)
         if set_epoch is not None:
             set_epoch(epoch)
+        number = -1
         for number, batch in enumerate(self._loader):
             images, targets = check_batch(batch, self._classes, f"batch {number} of the {self._name} loader")
             if images.dtype == torch.uint8:
                 images = torch.stack([self._view(picture) for picture in images.cpu()])
             yield images, targets
+        if number < 0:
+            raise DataError(
+                f"the {self._name} loader, whose len() is {len(self)} and that yielded no batch",
+                "an iterable that starts anew whenever it is gone through",
+                "Pass a DataLoader or a list of batches, not an iterator that is used up after one epoch.",
+            )
 
 
-def loader_length(loader: Iterable[Any], name: str) -> int:
+def loader_length(loader: object, name: str) -> int:
     """Give the number of batches of a loader.
 
     Raises:
@@ -127,9 +138,9 @@ def loader_length(loader: Iterable[Any], name: str) -> int:
     except TypeError:
         length = None
     if not length:
+        lack = "with no batch" if length == 0 else "without a length"
         raise DataError(
-            f"a {name} loader of type {type(loader).__name__} "
-            + ("with no batch" if length == 0 else "without a length"),
+            f"the {name} loader, of type {type(loader).__name__}, {lack}",
             "an iterable that yields (images, targets) and whose len() is its number of batches, 1 or more",
             "Use a DataLoader over a map-style dataset, or give your dataset a __len__.",
         )
@@ -146,8 +157,8 @@ def check_batch(batch: object, classes: int, where: str) -> Pair:
     def refuse(arrived: str) -> DataError:
         return DataError(
             f"{where}: {arrived}",
-            "(images, targets): images [batch, channels, height, width], uint8 or float; targets [batch], whole "
-            f"numbers in [0, {classes}), or probabilities [batch, {classes}]",
+            "(images, targets): images [batch, channels, height, width], float, or uint8 with 1, 3 or 4 channels; "
+            f"targets [batch], whole numbers in [0, {classes}), or probabilities [batch, {classes}]",
             "Change what the dataset or its collate_fn returns, or give ImageData the right classes=.",
         )
 
@@ -156,7 +167,7 @@ def check_batch(batch: object, classes: int, where: str) -> Pair:
     images, targets = batch
     if not isinstance(images, Tensor) or not isinstance(targets, Tensor):
         raise refuse(f"({type(images).__name__}, {type(targets).__name__})")
-    if images.ndim != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
+    if not _are_images(images):
         raise refuse(f"images {list(images.shape)} of {images.dtype}")
     if targets.ndim == 0 or targets.shape[0] != images.shape[0] or images.shape[0] == 0:
         raise refuse(f"{images.shape[0]} images and targets {list(targets.shape)}")
@@ -170,6 +181,14 @@ def check_batch(batch: object, classes: int, where: str) -> Pair:
     if least < 0 or most >= classes:
         raise refuse(f"label {least if least < 0 else most}")
     return images, targets.long()
+
+
+def _are_images(images: Tensor) -> bool:
+    return (
+        images.ndim == 4
+        and (images.is_floating_point() or images.dtype == torch.uint8)
+        and all(is_shaped(picture) for picture in images[:1])
+    )
 
 
 def worker_count(workers: int | Literal["auto"]) -> int:
@@ -224,15 +243,16 @@ class _Views(Dataset[Any]):
             return error
 
 
-def _collate(samples: list[tuple[Tensor, int] | DataError]) -> Pair | DataError:
+def collate(samples: Sequence[tuple[Tensor, int] | DataError]) -> Pair | DataError:
+    """Make a batch of pictures and labels, or give the first error among them, or that they do not fit together."""
     pairs = [sample for sample in samples if not isinstance(sample, DataError)]
     if len(pairs) < len(samples):
         return next(sample for sample in samples if isinstance(sample, DataError))
-    shapes = {tuple(picture.shape) for picture, _ in pairs}
-    if len(shapes) > 1:
+    kinds = {described(picture) for picture, _ in pairs}
+    if len(kinds) > 1:
         return DataError(
-            f"pictures of the shapes {', '.join(str(list(shape)) for shape in sorted(shapes))} in one batch",
-            "pictures of one size, since a batch is one tensor",
+            f"pictures that are {', '.join(sorted(kinds))} in one batch",
+            "pictures of one size and type, since a batch is one tensor",
             "Let the pipeline end at one size, for example with Resize((224, 224)), or give ImageData PIL pictures.",
         )
     # Stacked as [batch, height, width, channels]: pixels stay channels last, which decoders give and networks like.

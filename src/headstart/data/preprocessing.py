@@ -19,6 +19,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 from torchvision.transforms import functional as pixels
 
 from headstart.data.decode import to_rgb
+from headstart.errors import DataError
 
 Picture = Image.Image | Tensor
 """One picture: a PIL picture, or a tensor `[channels, height, width]`, uint8, or float, which is final."""
@@ -122,10 +123,13 @@ class Preprocessing:
         mean = torch.tensor(self.mean, dtype=torch.float32, device=device).view(-1, 1, 1)
         std = torch.tensor(self.std, dtype=torch.float32, device=device).view(-1, 1, 1)
 
+        # A plain 255 would not do: CUDA multiplies by the reciprocal of a number, which changes last bits.
+        full = torch.tensor(255.0, device=device)
+
         def normalise(images: Tensor) -> Tensor:
             if images.dtype != torch.uint8:
                 return images
-            return images.float().div_(255).sub_(mean).div_(std)
+            return images.float().div_(full).sub_(mean).div_(std)
 
         return normalise
 
@@ -138,8 +142,32 @@ class Preprocessing:
 
 
 def to_picture(picture: Picture) -> Image.Image:
-    """Make an RGB PIL picture of an 8-bit tensor; leave a PIL picture as it is."""
-    return to_rgb(pixels.to_pil_image(picture)) if isinstance(picture, Tensor) else picture
+    """Make an RGB PIL picture of an 8-bit tensor or of a PIL picture of another mode.
+
+    Raises:
+        DataError: the tensor is not shaped like a picture. `permute(2, 0, 1)` puts channels first.
+    """
+    if not isinstance(picture, Tensor):
+        return to_rgb(picture)
+    if not is_shaped(picture):
+        raise DataError(
+            f"a picture that is {described(picture)}",
+            "a uint8 tensor [channels, height, width] with 1, 3 or 4 channels",
+            "permute(2, 0, 1) puts a tensor's channels first; take one picture at a time, and three of its channels.",
+        )
+    return to_rgb(pixels.to_pil_image(picture))
+
+
+def described(tensor: Tensor) -> str:
+    """Tell type and shape of a tensor, for a message."""
+    return f"a {str(tensor.dtype).removeprefix('torch.')} tensor {list(tensor.shape)}"
+
+
+def is_shaped(picture: Tensor) -> bool:
+    """Say whether a tensor has the shape of a picture: channels (uint8: 1, 3 or 4) first, then height and width."""
+    if picture.ndim != 3 or picture.numel() == 0:
+        return False
+    return picture.dtype != torch.uint8 or picture.shape[0] in (1, 3, 4)
 
 
 def to_pixels(picture: Image.Image) -> Tensor:

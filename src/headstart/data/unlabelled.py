@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from headstart.data.decode import demand_readable, open_picture, to_rgb
-from headstart.data.preprocessing import Picture
+from headstart.data.preprocessing import Picture, described, is_shaped
 from headstart.data.sources import find_pictures
 from headstart.errors import DataError
 
@@ -50,7 +50,7 @@ class PictureList:
     @property
     def paths(self) -> tuple[Path | None, ...]:
         """Where each picture lies, if it lies anywhere."""
-        return tuple(picture if isinstance(picture, Path) else None for picture in self.pictures)
+        return tuple(map(self.path, range(len(self))))
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -64,7 +64,8 @@ class PictureList:
 
     def path(self, index: int) -> Path | None:
         """Give where a picture lies, if it lies anywhere."""
-        return self.paths[index]
+        picture = self.pictures[index]
+        return picture if isinstance(picture, Path) else None
 
 
 def _spelt_out(images: Any) -> Sequence[Path | Picture]:
@@ -75,21 +76,22 @@ def _spelt_out(images: Any) -> Sequence[Path | Picture]:
         return [images]
     if isinstance(images, Tensor):
         return _from_tensor(images)
-    if isinstance(images, Sequence):
+    if isinstance(images, Sequence) and not isinstance(images, bytes):
         return [picture for image in images for picture in _spelt_out(image)]
     raise _refuse(type(images).__name__)
 
 
 def _from_tensor(images: Tensor) -> Sequence[Tensor]:
-    if images.ndim not in (3, 4) or not (images.is_floating_point() or images.dtype == torch.uint8):
-        raise _refuse(f"a tensor {list(images.shape)} of {images.dtype}")
-    return list(images.cpu()) if images.ndim == 4 else [images.cpu()]
+    pictures = list(images.cpu()) if images.ndim == 4 else [images.cpu()]
+    if not all(map(is_shaped, pictures)) or not (images.is_floating_point() or images.dtype == torch.uint8):
+        raise _refuse(described(images))
+    return pictures
 
 
 def _refuse(arrived: str) -> DataError:
     return DataError(
         f"{arrived} to predict",
         "a path, a folder, a PIL picture, a tensor [channels, height, width] or [batch, channels, height, width], "
-        "uint8 or float, or a list of these",
+        "float, or uint8 with 1, 3 or 4 channels; or a list of these",
         "For an array, pass torch.from_numpy(array).permute(2, 0, 1) or PIL.Image.fromarray(array).",
     )
