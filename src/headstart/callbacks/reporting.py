@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 from tqdm.auto import tqdm
 
+from headstart.errors import ConfigError, Demands
 from headstart.training.callback import Callback, Order
 from headstart.training.metrics import Logs
+from headstart.training.run import Run
 
 _SECONDS_BETWEEN_READS = 0.2  # reading the logs waits for the device, so the bar does it five times a second at most
 
@@ -28,6 +30,10 @@ class ProgressBar(Callback):
         self._bar: Any = None
         self._began = 0.0
         self._read = 0.0
+
+    def on_train_begin(self, logs: Logs) -> None:
+        """Close a bar that another fit left open."""
+        self._close()
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         """Open the epoch's bar."""
@@ -71,7 +77,7 @@ class ProgressBar(Callback):
 
 
 def _is_interactive() -> bool:
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return (sys.stderr is not None and sys.stderr.isatty()) or "ipykernel" in sys.modules
 
 
 def _words(logs: Logs) -> str:
@@ -88,6 +94,9 @@ class CSVLogger(Callback):
     Args:
         path: the file; another fit writes it anew.
 
+    Raises:
+        ConfigError: `path` is no path; or, when a fit begins, a folder.
+
     Example:
         >>> callbacks = [CSVLogger("log.csv")]
     """
@@ -95,7 +104,19 @@ class CSVLogger(Callback):
     order: ClassVar[Order] = Order.REPORT
 
     def __init__(self, path: str | Path) -> None:
+        demands = Demands("For example CSVLogger('log.csv').")
+        demands.check("path", path, isinstance(path, str | Path), "the path of a file")
+        demands.settle()
         self.path = Path(path)
+
+    def check(self, run: Run) -> None:
+        """Refuse a folder."""
+        if self.path.is_dir():
+            raise ConfigError(
+                f"CSVLogger with path={str(self.path)!r}, which is a folder",
+                "the path of a file",
+                f"For example CSVLogger({str(self.path / 'log.csv')!r}).",
+            )
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Write all epochs so far."""

@@ -1,6 +1,7 @@
 """What is kept on the disk while training goes on."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,7 +31,8 @@ class ModelCheckpoint(Callback):
         overwrite: whether a folder that holds another run may be written to.
 
     Raises:
-        ConfigError: an argument is out of range; or, when a fit begins, the key will not exist.
+        ConfigError: an argument is out of range; or, when a fit begins, the key will not exist or there can be no such
+            folder.
         CheckpointError: when a fit begins, its folder holds another run; or the disk is full.
 
     Example:
@@ -52,6 +54,7 @@ class ModelCheckpoint(Callback):
         overwrite: bool = False,
     ) -> None:
         demands = Demands("For example ModelCheckpoint('runs/flowers', monitor='val_accuracy').")
+        demands.check("directory", directory, isinstance(directory, str | Path), "the path of a folder")
         demands.check("keep", keep, is_count(keep), "a whole number of models, 1 or more")
         demands.check("every_epochs", every_epochs, is_count(every_epochs), "a whole number of epochs, 1 or more")
         demands.settle()
@@ -62,7 +65,7 @@ class ModelCheckpoint(Callback):
         self.every_epochs = every_epochs
         self.overwrite = overwrite
         self._mode = mode
-        self._monitor: Monitor | None = None if monitor is None else Monitor(monitor, mode)
+        self._monitor: Monitor | None = Monitor("val_loss" if monitor is None else monitor, mode)
 
     @property
     def folder(self) -> Path:
@@ -84,8 +87,13 @@ class ModelCheckpoint(Callback):
         if self._monitor is not None:
             self._monitor.check(run, "ModelCheckpoint")
         folder = self._folder(run)
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"{folder}, which is a file", "a folder", "Name another directory for ModelCheckpoint.")
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise ConfigError(
+                f"{there}, which " + ("cannot be written to" if there.is_dir() else "is a file"),
+                f"a folder, for {folder} to be made or filled",
+                "Name another directory for ModelCheckpoint.",
+            )
         if folder.is_dir() and any(folder.iterdir()) and not self.overwrite:
             raise CheckpointError(
                 f"{folder}, which holds another run",

@@ -24,7 +24,8 @@ class LRSchedule(Callback):
 
     Args:
         schedule: a function of progress (`cosine(warmup=0.1)`, or any function from a share in [0, 1] to a factor on
-            the base rate), or a factory of one of torch's schedulers.
+            the base rate), or a factory of one of torch's schedulers, of which only the rates are taken (a OneCycleLR
+            leaves the momentum as it is).
         every: `"step"` or `"epoch"`: how often a scheduler of torch's moves. Functions of progress move with each step.
 
     Raises:
@@ -68,14 +69,14 @@ class LRSchedule(Callback):
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         """Set the rates that the scheduler has for this epoch."""
         if self._scheduler is not None:
-            self.run.set_rates([group["lr"] for group in self._scheduler.optimizer.param_groups])
+            self.run.set_rates(self._rates)
 
     def on_step_begin(self) -> None:
         """Set the rate of this step."""
         if self._scheduler is None:
             self.run.lr = self.params["lr"] * self.schedule(self.run.progress)
         elif self.every == "step":
-            self.run.set_rates([group["lr"] for group in self._scheduler.optimizer.param_groups])
+            self.run.set_rates(self._rates)
             self._move()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
@@ -83,21 +84,29 @@ class LRSchedule(Callback):
         if self.every == "epoch":
             self._move()
 
+    @property
+    def _rates(self) -> list[float]:
+        """The rates that a scheduler of torch's has come to, one for each group."""
+        return [] if self._scheduler is None else [group["lr"] for group in self._scheduler.optimizer.param_groups]
+
     def _move(self) -> None:
-        # The last move of a OneCycleLR would be one past its end.
         scheduler = self._scheduler
-        if scheduler is not None and scheduler.last_epoch + 1 < getattr(scheduler, "total_steps", math.inf):
+        # The last move of a OneCycleLR would be one past its end; a ChainedScheduler knows neither place nor end.
+        place, end = getattr(scheduler, "last_epoch", 0), getattr(scheduler, "total_steps", math.inf)
+        if scheduler is not None and place + 1 < end:
             scheduler.optimizer.step()
             scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the state of a scheduler of torch's."""
-        return {"scheduler": None if self._scheduler is None else self._scheduler.state_dict()}
+        """Give the state of a scheduler of torch's, and the rates that it has come to."""
+        return {"scheduler": None if self._scheduler is None else self._scheduler.state_dict(), "rates": self._rates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the state of a scheduler of torch's up again."""
         if self._scheduler is not None:
             self._scheduler.load_state_dict(state["scheduler"])
+            for group, rate in zip(self._scheduler.optimizer.param_groups, state["rates"], strict=True):
+                group["lr"] = rate
 
 
 def _is_pure(schedule: Callable[[Any], Any]) -> bool:
@@ -115,14 +124,20 @@ def _shadow(factory: Callable[[Any], Any], run: Run) -> LRScheduler:
     groups: list[dict[str, Any]] = [
         {"params": [torch.zeros(1, requires_grad=True)], "lr": group["lr"]} for group in run.optimizer.param_groups
     ]
-    scheduler = factory(torch.optim.SGD(groups, lr=1.0, momentum=0.9))
-    if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+    failure: Exception | None = None
+    try:
+        made = factory(torch.optim.SGD(groups, lr=1.0, momentum=0.9))
+        arrived = f"makes {type(made).__name__} of an optimizer"
+    except (TypeError, AttributeError) as error:
+        made, failure, arrived = None, error, f"takes neither progress nor an optimizer: {error}"
+    if not isinstance(made, LRScheduler) or isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise ConfigError(
-            f"a schedule that makes {type(scheduler).__name__} of an optimizer",
+            f"a schedule that {arrived}",
             "a function of progress that gives a number, or of an optimizer that gives a torch scheduler",
-            "For example LRSchedule(cosine()), or headstart.ReduceLROnPlateau() for that rule.",
-        )
-    return scheduler
+            "For example LRSchedule(cosine()); (epoch, lr) is for LearningRateScheduler, plateaus for "
+            "headstart.ReduceLROnPlateau.",
+        ) from failure
+    return made
 
 
 class LearningRateScheduler(Callback):

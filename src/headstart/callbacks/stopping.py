@@ -83,7 +83,8 @@ class EarlyStopping(Callback):
             return
         self.waited += 1
         if self.waited >= self.patience:
-            self.run.stop(f"{self._monitor.key} has not improved for {self.waited} epochs")
+            epochs = "1 epoch" if self.waited == 1 else f"{self.waited} epochs"
+            self.run.stop(f"{self._monitor.key} has not improved for {epochs}")
 
     def on_train_end(self, logs: Logs) -> None:
         """Bring back the best weights, unless the fit was interrupted."""

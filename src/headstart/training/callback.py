@@ -28,7 +28,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from headstart.errors import ConfigError, nearest
-from headstart.training.metrics import Logs
+from headstart.training.metrics import Direction, Logs
 from headstart.training.run import Run
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Callback:
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Refuse misspelt hooks while the class is being made."""
         super().__init_subclass__(**keywords)
-        for name in vars(cls):
+        for name in dir(cls):
             if name.startswith("on_") and name not in HOOKS:
                 raise ConfigError(
                     f"{cls.__name__}.{name}, which nobody would ever call",
@@ -196,7 +196,8 @@ class Hooks:
 
     def _overriding(self, hook: str) -> "list[tuple[Callback, Callable[..., None]]]":
         plain = getattr(Callback, hook)
-        return [(c, getattr(c, hook)) for c in self.callbacks if getattr(type(c), hook) is not plain]
+        methods = [(callback, getattr(callback, hook)) for callback in self.callbacks]
+        return [(callback, method) for callback, method in methods if getattr(method, "__func__", None) is not plain]
 
     def call(self, hook: str, *arguments: Any) -> None:
         """Call a hook of all callbacks that override it."""
@@ -210,17 +211,18 @@ class Hooks:
 
     @contextmanager
     def bound(self) -> "Iterator[None]":
-        """Let the callbacks see this run inside, and afterwards what they saw before (a fit around an evaluation)."""
+        """Let the callbacks see this run inside; afterwards they see the one around it again, if there is one."""
         before = [dict(vars(callback)) for callback in self.callbacks]
         for callback in self.callbacks:
             callback.run, callback.learner, callback.params = self._run, self._learner, self._run.params
+        self._run.active = True
         try:
             yield
         finally:
+            self._run.active = False
             for callback, seen in zip(self.callbacks, before, strict=True):
-                for name in ("run", "learner", "params"):
-                    if name in seen:
-                        setattr(callback, name, seen[name])
+                if isinstance(outer := seen.get("run"), Run) and outer.active:
+                    callback.run, callback.learner, callback.params = outer, seen["learner"], seen["params"]
 
 
 def check_callbacks(callbacks: Sequence[Callback], run: Run) -> None:
@@ -248,6 +250,27 @@ def check_callbacks(callbacks: Sequence[Callback], run: Run) -> None:
         callback.check(run)
 
 
+def added_keys(callbacks: Sequence[Callback]) -> dict[str, Direction]:
+    """Collect the log keys that callbacks declare in their `adds`.
+
+    Raises:
+        ConfigError: a declaration does not say which way is better.
+    """
+    keys: dict[str, Direction] = {}
+    for callback in callbacks:
+        adds: Any = getattr(callback, "adds", {})
+        if not isinstance(adds, Mapping) or not all(
+            isinstance(key, str) and better in ("min", "max") for key, better in adds.items()
+        ):
+            raise ConfigError(
+                f"{type(callback).__name__} with adds={adds!r}",
+                "its log keys, each with the better direction, 'min' or 'max'",
+                "For example adds = {'val_f1': 'max'}.",
+            )
+        keys.update(adds)
+    return keys
+
+
 class Monitor:
     """Follow one log key and remember its best value.
 
@@ -257,17 +280,21 @@ class Monitor:
         min_delta: how much better counts as better, 0 or more.
 
     Raises:
-        ConfigError: the mode or the delta is out of range.
+        ConfigError: the key is no name, or the mode another word.
     """
 
     def __init__(self, key: str, mode: str = "auto", min_delta: float = 0.0) -> None:
+        if not isinstance(key, str):
+            raise ConfigError(
+                f"monitor={key!r}", "the name of a log key", "For example monitor='val_loss' or monitor='val_accuracy'."
+            )
         if mode not in ("auto", "min", "max"):
             raise ConfigError(
                 f"mode={mode!r}", "'auto', 'min' or 'max'", "Leave mode= out: the metric knows its direction."
             )
         self.key = key
         self._wanted = mode
-        self._min_delta = abs(min_delta)
+        self._min_delta = min_delta
         self.mode: str = mode
         self.best = math.nan
 
@@ -308,5 +335,15 @@ class Monitor:
         return better
 
     def read(self, logs: Logs) -> float:
-        """Read the key from an epoch's logs."""
+        """Read the key from an epoch's logs.
+
+        Raises:
+            ConfigError: a callback declared it and did not add it, or not in time.
+        """
+        if self.key not in logs:
+            raise ConfigError(
+                f"an epoch without {self.key!r}, which is monitored",
+                "the key, added in on_epoch_end by the callback that declares it in its `adds`",
+                "Add it for every epoch, in a callback with order = Order.USER or earlier.",
+            )
         return logs[self.key]

@@ -149,13 +149,15 @@ class Loop:
         self.train_tally.reset()
         run.logs = self.train_tally.logs()
         group: list[int] = []  # pictures in each batch of the open group
-        number = -1
+        self.seed(run.epoch, run.batches)  # a loader of the user's own may draw its order; no batch has this number
+        came = 0
         for number, pair in enumerate(batches.epoch(run.fit, run.epoch)):
+            if (came := number + 1) > run.batches:
+                break
             self._batch(number, pair, group)
             if run.stop_reason is not None:
                 break
-        else:
-            self._demand_length(number + 1)
+        self._demand_length(came)
         if group:
             self._step(group)
 
@@ -222,9 +224,10 @@ class Loop:
         torch._foreach_div_(gradients, count)
 
     def _demand_length(self, came: int) -> None:
-        if came != self.run.batches:
+        said = self.run.batches
+        if came > said or (came < said and self.run.stop_reason is None):
             raise DataError(
-                f"a train loader whose len() is {self.run.batches} and that yielded {came} batches",
+                f"a train loader whose len() is {said} and that yielded {'more' if came > said else came}",
                 "a loader that yields as many batches as its len() says",
                 "Correct the loader's length: schedules and the last step of an epoch count on it.",
             )

@@ -41,10 +41,16 @@ def make_metrics(metrics: Sequence["str | Metric"], classes: int) -> "dict[str, 
         classes: number of classes.
 
     Raises:
-        ConfigError: an unknown name (the nearest are given), or the same name twice.
+        ConfigError: an unknown name (the nearest are given), the same name twice, or something that is no metric.
     """
     made: dict[str, Metric | None] = {}
     for metric in [metrics] if isinstance(metrics, str) else metrics:
+        if not isinstance(metric, str) and (isinstance(metric, type) or not hasattr(metric, "higher_is_better")):
+            raise ConfigError(
+                f"{metric!r} among the metrics",
+                "names, or objects of torchmetrics' classes",
+                "For example metrics=('accuracy', 'f1'), or metrics=(MulticlassF1Score(num_classes=10),).",
+            )
         name = metric if isinstance(metric, str) else _snake(type(metric).__name__)
         if name in made:
             raise ConfigError(f"metrics with {name!r} twice", "each metric once", "Remove one of the two.")
@@ -67,7 +73,8 @@ def _by_name(name: str, classes: int) -> "Metric | None":
     kind, options = _NAMES[name]
     if name == "top5_accuracy":
         options = {**options, "top_k": min(5, classes)}
-    metric: Metric = getattr(torchmetrics.classification, kind)(num_classes=classes, **options)
+    # Labels have been checked when they came; torchmetrics would make the device wait to check them again.
+    metric: Metric = getattr(torchmetrics.classification, kind)(num_classes=classes, validate_args=False, **options)
     return metric
 
 
@@ -126,7 +133,7 @@ class Tally:
         if self._counts_accuracy or self._metrics:
             classes = targets.argmax(1) if targets.is_floating_point() else targets
             if self._counts_accuracy:
-                self._correct.add_((logits.argmax(1) == classes).sum())
+                self._correct.add_((logits.argmax(1) == classes).count_nonzero())
             for metric in self._metrics.values():
                 metric.update(logits.detach().float(), classes)
 
@@ -171,6 +178,9 @@ class Logs(MutableMapping[str, float]):
 
     def __delitem__(self, key: str) -> None:
         del self._values[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values  # Mapping's own way would read the value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

@@ -4,7 +4,9 @@ Every parameter is in the optimizer from the start, frozen or not; a frozen one 
 freezing and unfreezing change no group, and schedulers never meet a group that came late.
 """
 
+import copy
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -73,10 +75,10 @@ def make_optimizer(
         device: where the parameters are; decides whether a fused kernel exists.
 
     Raises:
-        ConfigError: an unknown name, or an optimizer that has to evaluate the loss itself.
+        ConfigError: an unknown name, an optimizer that needs more than gradients, or one with groups of its own.
     """
     if weight_decay is None and isinstance(choice, str):
-        weight_decay = 0.0 if "sgd" in choice else 0.01
+        weight_decay = 0.0 if re.search("sgd|momentum|nesterov", choice) else 0.01
     groups = parameter_groups(backbone, decays=weight_decay != 0)
     optimizer = choice(groups) if callable(choice) else _by_name(choice, groups, device)
     if not isinstance(optimizer, Optimizer):
@@ -85,12 +87,12 @@ def make_optimizer(
             "a function of parameters that returns a torch optimizer",
             "For example optimizer=lambda parameters: torch.optim.SGD(parameters, momentum=0.9).",
         )
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
+    _demand_first_order(optimizer)
+    if [group.get("lr_scale") for group in optimizer.param_groups] != [group["lr_scale"] for group in groups]:
         raise ConfigError(
-            f"the optimizer {type(optimizer).__name__}, whose step needs a closure",
-            "an optimizer that steps once for each gradient",
-            "It would run passes of its own that no hook sees. Take adamw, sgd or another first-order method.",
+            f"an optimizer factory that makes groups of its own for {type(optimizer).__name__}",
+            "an optimizer over the parameters as they came: in groups that carry their lr_scale",
+            "Hand them on whole: optimizer=lambda parameters: torch.optim.SGD(parameters, momentum=0.9).",
         )
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] = lr * group["lr_scale"]
@@ -98,6 +100,22 @@ def make_optimizer(
             own = group["weight_decay"] if weight_decay is None else weight_decay
             group["weight_decay"] = own if group["decayed"] else 0.0
     return optimizer
+
+
+def _demand_first_order(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that wants to evaluate the loss itself, or to differentiate twice."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        wants = "whose step needs a closure"
+    elif getattr(optimizer, "is_second_order", False):
+        wants = "which needs second derivatives"
+    else:
+        return
+    raise ConfigError(
+        f"the optimizer {type(optimizer).__name__}, {wants}",
+        "an optimizer that steps once for each gradient",
+        "It would run passes of its own that no hook sees. Take adamw, sgd or another first-order method.",
+    )
 
 
 def _by_name(name: str, groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
@@ -114,7 +132,14 @@ def _by_name(name: str, groups: list[dict[str, Any]], device: torch.device) -> O
             "'adamw', 'sgd', a name that timm's factory knows, or a function of parameters",
             f"{nearest(str(name), known)}`timm.optim.list_optimizers()` lists the names.",
         )
-    optimizer: Optimizer = timm.optim.create_optimizer_v2(groups, name, lr=1.0)
+    try:
+        optimizer: Optimizer = timm.optim.create_optimizer_v2(groups, name, lr=1.0)
+    except (AssertionError, ImportError) as error:
+        raise ConfigError(
+            f"optimizer={name!r}, which cannot be made here: {error}",
+            "an optimizer that this machine has all parts of",
+            "Take another one, such as 'adamw', or install what it needs.",
+        ) from error
     return optimizer
 
 
@@ -122,12 +147,26 @@ def carry_over(old: Optimizer | None, new: Optimizer) -> None:
     """Let the state of every parameter (its momentum, its step count) go on in a new optimizer."""
     if old is not None and type(old) is type(new):
         new.state.update(old.state)
+        for group in new.param_groups:  # where some of timm's keep their step count
+            kept = {key: value for key, value in old.param_groups[0].items() if key not in group}
+            group.update(copy.deepcopy(kept))
+    _complete_momentum(new)
 
 
 def forget(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
     """Drop the state of parameters that begin to train: old momentum would move them without a gradient."""
     for parameter in parameters:
         optimizer.state.pop(parameter, None)
+    _complete_momentum(optimizer)
+
+
+def _complete_momentum(optimizer: Optimizer) -> None:
+    """Start missing momenta at 0, as they would start anyway: a fused SGD fails where only some have one."""
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.SGD) and group.get("fused") and group["momentum"]:
+            for parameter in group["params"]:
+                if parameter.requires_grad and optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def demand_trainable(backbone: Backbone) -> None:

@@ -45,7 +45,7 @@ def choose_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(
             f"device={device!r}", "'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'", "Leave device= out."
         ) from error

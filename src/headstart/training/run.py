@@ -1,6 +1,7 @@
 """`Run`: all that is known while a network is trained, evaluated or asked; and how a Learner looks from in there."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -89,14 +90,15 @@ class Run:
     batches: int = 0
     accumulate: int = 1
 
-    batch: Batch = field(init=False)
-    outputs: Tensor = field(init=False)
-    loss: Tensor = field(init=False)
+    batch: Batch = field(init=False, repr=False)
+    outputs: Tensor = field(init=False, repr=False)
+    loss: Tensor = field(init=False, repr=False)
     logs: Logs = field(default_factory=Logs, init=False)
     epoch: int = field(default=0, init=False)
     step: int = field(default=0, init=False)
     status: Status = field(default="running", init=False)
     stop_reason: str | None = field(default=None, init=False)
+    active: bool = field(default=False, init=False)
     resumed: bool = field(default=False, init=False)
     hook: str = field(default="", init=False)
     speaker: object = field(default=None, init=False)
@@ -129,18 +131,23 @@ class Run:
 
     @lr.setter
     def lr(self, lr: float) -> None:
-        optimizer = self._claim_rates()
-        self._lr = float(lr)
-        for group in optimizer.param_groups:
+        groups = self._claim_rates().param_groups
+        self._lr = _demand_rate(lr)
+        for group in groups:
             group["lr"] = self._lr * group["lr_scale"]
 
-    def set_rates(self, rates: list[float]) -> None:
+    def set_rates(self, rates: Sequence[float]) -> None:
         """Give each group its own rate, in their order, as a scheduler of torch's computes them."""
-        optimizer = self._claim_rates()
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        groups = self._claim_rates().param_groups
+        if len(rates) != len(groups):
+            raise ConfigError(
+                f"{len(rates)} rates for an optimizer with {len(groups)} groups",
+                "one rate for each group, in their order",
+                "`self.run.optimizer.param_groups` lists them; run.lr = x sets all by their lr_scale.",
+            )
+        for group, rate in zip(groups, map(_demand_rate, rates), strict=True):
             group["lr"] = rate
-        first = next((group for group in optimizer.param_groups if group["lr_scale"]), None)
-        self._lr = self._lr if first is None else first["lr"] / first["lr_scale"]
+        self._lr = groups[0]["lr"] / groups[0]["lr_scale"]
 
     def _claim_rates(self) -> Optimizer:
         """Make sure that the rate is set where it may be, and by one callback only."""
@@ -172,3 +179,14 @@ class Run:
         """Make the changes that were kept."""
         while self._deferred:
             self._deferred.pop(0)()
+
+
+def _demand_rate(lr: object) -> float:
+    """Give a rate as a float, if it is one."""
+    try:
+        rate = float(lr)  # type: ignore[arg-type]  # what cannot be read is told below
+    except (TypeError, ValueError):
+        rate = math.nan
+    if not 0 <= rate < math.inf:
+        raise ConfigError(f"run.lr = {lr!r}", "a rate, 0 or more", "Look at how the callback that sets it computes it.")
+    return rate

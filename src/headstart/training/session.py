@@ -19,7 +19,7 @@ from headstart.data.loading import Pair
 from headstart.model.backbone import Backbone
 from headstart.randomness import STEP, derive, preserved, seed_step
 from headstart.training.batch import Batch, likes_channels_last, preparer
-from headstart.training.callback import Callback, Hooks, Order, check_callbacks
+from headstart.training.callback import Callback, Hooks, Order, added_keys, check_callbacks
 from headstart.training.history import History
 from headstart.training.loop import Loop, Loss
 from headstart.training.metrics import Direction, Logs, Tally, directions
@@ -90,13 +90,17 @@ class Session:
     def fit(self, plan: FitPlan, callbacks: Sequence[Callback], learner: LearnerLike) -> History:
         """Train as planned and give what happened, epoch by epoch."""
         demand_trainable(self.backbone)
-        self.data.check(*(name for name in ("train", "val") if getattr(self.data, name) is not None))
         pin = self.device.type == "cuda"
         train = self.data.train_batches(self.seed, pin_memory=pin)
         val = None if self.data.val is None else self.data.eval_batches(self.data.val, "val", pin_memory=pin)
-        self.backbone.lr_scales = lr_scales(len(self.backbone.stages), plan.head_lr_mult, plan.layer_lr_decay)
-        run = self._fit_run(plan, len(train), callbacks)
-        check_callbacks(callbacks, run)
+        before = self.backbone.lr_scales
+        try:
+            run = self._fit_run(plan, len(train), callbacks)
+            check_callbacks(callbacks, run)
+            self.data.check(*(name for name in ("train", "val") if getattr(self.data, name) is not None))
+        except BaseException:
+            self.backbone.lr_scales = before
+            raise
         own: list[Callback] = [_Recorder()]
         if plan.clip_norm is not None:
             own.append(_ClipNorm(plan.clip_norm))
@@ -120,7 +124,7 @@ class Session:
         run = Run(self.backbone, {"steps": len(batches)}, self._directions(val=False, callbacks=callbacks))
         check_callbacks(callbacks, run)
         loop = self._loop(run, callbacks, learner)
-        with loop.hooks.bound():
+        with loop.hooks.bound(), preserved():
             return dict(loop.evaluate(batches))
 
     def predict(self, batches: Iterable[Pair], callbacks: Sequence[Callback], learner: LearnerLike) -> Tensor:
@@ -128,7 +132,7 @@ class Session:
         run = Run(self.backbone)
         check_callbacks(callbacks, run)
         loop = self._loop(run, callbacks, learner)
-        with loop.hooks.bound():
+        with loop.hooks.bound(), preserved():
             return loop.predict(batches)
 
     def train_from(self, boundary: int) -> None:
@@ -138,6 +142,8 @@ class Session:
             thawed = self.backbone.train_from(boundary)
             if self.optimizer is not None:
                 forget(self.optimizer, thawed)
+            if self.run is not None:
+                self.backbone.train()  # norms that rested until now take part from the next batch on
 
         if self.run is None:
             change()
@@ -145,6 +151,7 @@ class Session:
             self.run.defer(change)
 
     def _fit_run(self, plan: FitPlan, batches: int, callbacks: Sequence[Callback]) -> Run:
+        self.backbone.lr_scales = lr_scales(len(self.backbone.stages), plan.head_lr_mult, plan.layer_lr_decay)
         optimizer = make_optimizer(self.optimizer_choice, self.backbone, plan.lr, self.weight_decay, self.device)
         carry_over(self.optimizer, optimizer)
         params = {**vars(plan), "steps": batches, "batch_size": self.data.batch_size}
@@ -163,14 +170,12 @@ class Session:
     def _directions(self, *, val: bool, callbacks: Sequence[Callback]) -> dict[str, Direction]:
         """Name the log keys that a run will have, and which way is better."""
         own = directions(self.metrics)
-        keys = {
+        return {
             **own,
             **({f"val_{name}": better for name, better in own.items()} if val else {}),
             "learning_rate": None,
+            **added_keys(callbacks),
         }
-        for callback in callbacks:
-            keys.update(getattr(callback, "adds", {}))
-        return keys
 
     def _loop(self, run: Run, callbacks: Sequence[Callback], learner: LearnerLike) -> Loop:
         @functools.cache

@@ -1,0 +1,59 @@
+"""A batch, and its way from a loader to the device."""
+
+import pytest
+import torch
+from handmade import CPU
+from torch import nn
+
+from headstart.training.batch import Batch, likes_channels_last, preparer
+
+
+def halve(images):
+    """Stand in for a normaliser."""
+    return images.float() / 2
+
+
+def test_a_batch_is_as_long_as_it_has_pictures():
+    assert len(Batch(torch.zeros(5, 3, 2, 2), torch.zeros(5, 3))) == 5
+
+
+def test_uint8_pictures_are_normalised_and_float_ones_are_final():
+    prepare = preparer(CPU, halve, channels_last=False)
+    targets = torch.tensor([0, 1])
+    pixels = torch.full((2, 3, 4, 4), 6, dtype=torch.uint8)
+    assert torch.equal(prepare((pixels, targets)).images, torch.full((2, 3, 4, 4), 3.0))
+    assert torch.equal(prepare((pixels.float(), targets)).images, torch.full((2, 3, 4, 4), 6.0))
+    assert torch.equal(pixels, torch.full((2, 3, 4, 4), 6, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_pictures_arrive_in_single_precision(dtype):
+    images = torch.rand(2, 3, 4, 4).to(dtype)
+    batch = preparer(CPU, halve, channels_last=False)((images, torch.tensor([0, 1])))
+    assert batch.images.dtype == torch.float32
+    assert torch.equal(batch.images, images.float())
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_pictures_lie_in_memory_as_the_network_likes_them(kind, channels_last):
+    prepare = preparer(CPU, halve, channels_last=channels_last)
+    wanted = torch.channels_last if channels_last else torch.contiguous_format
+    values = (torch.rand(2, 3, 4, 4) * 255).to(kind)
+    for images in (values, values.contiguous(memory_format=torch.channels_last)):
+        batch = prepare((images, torch.tensor([0, 1])))
+        assert batch.images.is_contiguous(memory_format=wanted)
+        assert torch.equal(batch.images, halve(values) if kind == torch.uint8 else values)
+
+
+def test_targets_stay_what_they_are():
+    for targets in (torch.tensor([2, 0]), torch.tensor([[0.25, 0.75], [1.0, 0.0]])):
+        batch = preparer(CPU, halve, channels_last=True)((torch.zeros(2, 3, 4, 4), targets))
+        assert torch.equal(batch.targets, targets)
+        assert batch.targets.dtype == targets.dtype
+
+
+def test_networks_of_convolutions_like_channels_last_and_others_do_not(tiny_network):
+    assert likes_channels_last(tiny_network())
+    assert not likes_channels_last(nn.Sequential(nn.Conv2d(3, 4, 16), nn.Flatten(), nn.Linear(4, 4096)))
+    assert not likes_channels_last(nn.Flatten())

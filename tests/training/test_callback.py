@@ -1,0 +1,331 @@
+"""Callbacks: what a class may have, in which order they come, what they see, what is refused, and how they compare."""
+
+import inspect
+import math
+
+import pytest
+from handmade import At, Noting, made_learner, made_run, pairs
+
+from headstart import Callback, ConfigError, EarlyStopping, LearningRateScheduler, LRSchedule, Order, cosine
+from headstart.training.callback import HOOKS, Hooks, Monitor, check_callbacks
+
+nan = math.nan
+
+
+# The class.
+
+
+def test_a_keras_users_callback_works_as_it_is():
+    class StopWhenGood(Callback):
+        def on_epoch_end(self, epoch, logs):
+            if logs["val_accuracy"] >= 0:
+                self.model.stop_training = True
+
+    history = made_learner(val=pairs(2)).fit(5, 0.1, callbacks=[StopWhenGood()], verbose=False)
+    assert len(history) == 1
+
+
+def test_the_hooks_are_keras_and_five_more_with_the_same_arguments():
+    both = [f"on_{kind}_{when}" for kind in ("train", "test", "predict") for when in ("begin", "end")]
+    batch = [f"on_{kind}_batch_{when}" for kind in ("train", "test", "predict") for when in ("begin", "end")]
+    arguments = dict.fromkeys(both, ("logs",)) | dict.fromkeys(batch, ("batch", "logs"))
+    arguments |= dict.fromkeys(("on_epoch_begin", "on_epoch_end"), ("epoch", "logs"))
+    arguments |= dict.fromkeys(
+        ("on_batch_ready", "on_loss_ready", "on_backward_end", "on_step_begin", "on_step_end"), ()
+    )
+    assert {hook: tuple(inspect.signature(getattr(Callback, hook)).parameters)[1:] for hook in HOOKS} == arguments
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "nearest"),
+    [
+        ("on_epoch_ends", "on_epoch_end"),
+        ("on_batch_end", "on_train_batch_end"),
+        ("on_train_epoch_end", "on_train_end"),
+        ("on_gpu", None),
+    ],
+)
+def test_an_unknown_hook_is_refused_while_the_class_is_made(misspelt, nearest):
+    with pytest.raises(ConfigError) as caught:
+        type("Mine", (Callback,), {misspelt: lambda self: None})
+    assert caught.value.arrived == f"Mine.{misspelt}, which nobody would ever call"
+    assert all(hook in caught.value.needed for hook in HOOKS)
+    assert "without on_" in caught.value.todo
+    if nearest:
+        assert f"'{nearest}'" in caught.value.todo
+
+
+def test_an_unknown_hook_is_refused_also_when_it_comes_from_a_mixin():
+    class Mixin:
+        def on_epoch_ends(self, epoch, logs):
+            """Nobody would ever call it."""
+
+    with pytest.raises(ConfigError, match=r"Mine\.on_epoch_ends"):
+        type("Mine", (Mixin, Callback), {})
+
+
+def test_hooks_may_come_from_a_mixin_and_from_the_object_itself():
+    class Mixin:
+        def on_epoch_end(self, epoch, logs):
+            called.append("mixin")
+
+    called = []
+    mixed = type("Mixed", (Mixin, Callback), {})()
+    own = Callback()
+    own.on_epoch_end = lambda epoch, logs: called.append(f"own {epoch}")
+    made_learner().fit(1, 0.1, callbacks=[mixed, own], verbose=False)
+    assert called == ["mixin", "own 0"]
+
+
+def test_a_plain_callback_does_nothing_in_every_hook():
+    learner, plain = made_learner(val=pairs(2)), Callback()
+    learner.fit(1, 0.1, callbacks=[plain], verbose=False)
+    for hook in HOOKS:
+        assert getattr(plain, hook)(*[None] * len(inspect.signature(getattr(plain, hook)).parameters)) is None
+    assert plain.check(None) is None
+    assert plain.state_dict() == {}
+    assert plain.load_state_dict({}) is None
+
+
+# Order and dispatch.
+
+
+def test_callbacks_come_by_band_and_inside_a_band_in_the_order_of_the_list():
+    called = []
+
+    class Named(Callback):
+        def __init__(self, name, order):
+            self.name, self.order = name, order
+
+        def on_epoch_end(self, epoch, logs):
+            called.append(self.name)
+
+    bands = [Order.SAVE, Order.USER, Order.DATA, Order.WATCH, Order.USER, Order.REPORT, Order.TRAIN, Order.SAVE]
+    callbacks = [Named(f"{order.name}{place}", order) for place, order in enumerate(bands)]
+    made_learner().fit(1, 0.1, callbacks=callbacks, verbose=False)
+    assert called == ["DATA2", "TRAIN6", "USER1", "USER4", "WATCH3", "REPORT5", "SAVE0", "SAVE7"]
+
+
+def test_the_bands_stand_in_the_order_in_which_they_depend_on_each_other():
+    assert list(Order) == [Order.DATA, Order.TRAIN, Order.USER, Order.WATCH, Order.REPORT, Order.SAVE]
+    assert Callback.order is Order.USER
+
+
+def test_a_hook_that_nobody_overrides_is_not_called():
+    run, heard = made_run(), []
+    hooks = Hooks([Callback(), At(on_step_end=lambda c: heard.append(run.hook))], run, None)
+    run.hook = "untouched"
+    for hook in HOOKS:
+        if hook != "on_step_end":
+            hooks.call(hook)
+    assert run.hook == "untouched"
+    hooks.call("on_step_end")
+    assert heard == ["on_step_end"]
+    assert run.hook == ""
+
+
+def test_a_run_knows_in_which_hook_it_is_and_who_speaks():
+    run, seen = made_run(), []
+    callback = At(on_step_end=lambda c: seen.append((run.hook, run.speaker is c)))
+    Hooks([callback], run, None).call("on_step_end")
+    assert seen == [("on_step_end", True)]
+    assert (run.hook, run.speaker) == ("", None)
+
+
+def test_callbacks_see_the_run_the_learner_and_what_was_asked_for():
+    learner, noting = made_learner(), Noting()
+    learner.fit(2, 0.1, 5.0, accumulate=2, callbacks=[noting], verbose=False)
+    assert noting.learner is noting.model is learner
+    assert noting.run.network is learner.model
+    assert noting.params is noting.run.params
+    asked = {"epochs": 2, "lr": 0.1, "head_lr_mult": 5.0, "accumulate": 2, "steps": 3}
+    assert asked.items() <= noting.params.items()
+
+
+def test_after_a_nested_run_a_callback_sees_the_outer_one_again():
+    learner, noting, seen = made_learner(val=pairs(2)), Noting(), []
+
+    def nest(callback, epoch, logs):
+        outer = noting.run
+        learner.evaluate(callbacks=[noting])
+        seen.append(noting.run is outer is callback.run)
+
+    learner.fit(2, 0.1, callbacks=[noting, At(on_epoch_end=nest)], verbose=False)
+    assert seen == [True, True]
+
+
+def test_a_callback_used_for_an_evaluation_alone_sees_its_run():
+    learner, seen = made_learner(val=pairs(2)), []
+    learner.evaluate(callbacks=[At(on_test_end=lambda c, logs: seen.append((c.run.optimizer, c.run.fit, dict(logs))))])
+    assert seen == [(None, 0, learner.evaluate())]
+
+
+def test_keys_added_at_the_end_of_a_test_are_results():
+    learner = made_learner(val=pairs(2))
+
+    def add(callback, logs):
+        logs["mine"] = 7
+
+    adding = At(on_test_end=add)
+    assert learner.evaluate(callbacks=[adding])["mine"] == 7.0
+    assert learner.fit(1, 0.1, callbacks=[adding], verbose=False).history["val_mine"] == [7.0]
+
+
+# What is refused before anything has happened.
+
+
+@pytest.mark.parametrize(
+    ("wrong", "todo"),
+    [(EarlyStopping, "Call the class"), (object(), "Derive its class"), (print, "Derive its class")],
+)
+def test_what_is_no_callback_is_refused(wrong, todo):
+    with pytest.raises(ConfigError) as caught:
+        made_learner().fit(1, 0.1, callbacks=[wrong], verbose=False)
+    assert f"{wrong!r} among the callbacks" in caught.value.arrived
+    assert "headstart.Callback" in caught.value.needed
+    assert todo in caught.value.todo
+
+
+def test_two_callbacks_that_set_the_rate_are_refused_before_the_first_batch():
+    noting, learner = Noting(), made_learner()
+    two = [LRSchedule(cosine()), LearningRateScheduler(lambda epoch: 0.1)]
+    with pytest.raises(ConfigError) as caught:
+        learner.fit(1, 0.1, callbacks=[noting, *two], verbose=False)
+    assert caught.value.arrived == "LRSchedule and LearningRateScheduler in one fit"
+    assert caught.value.needed == "one callback that sets the rate"
+    assert "combine them" in caught.value.todo
+    assert noting.notes == []
+
+
+@pytest.mark.parametrize("adds", [["val_f1"], {"val_f1": "higher"}, {"val_f1": "Max"}, "val_f1", None, {3: "max"}])
+def test_keys_that_are_declared_without_their_direction_are_refused(adds):
+    class Mine(Callback):
+        def __init__(self):
+            self.adds = adds
+
+    with pytest.raises(ConfigError) as caught:
+        made_learner().fit(1, 0.1, callbacks=[Mine()], verbose=False)
+    assert caught.value.arrived == f"Mine with adds={adds!r}"
+    assert "'min' or 'max'" in caught.value.needed
+    assert "adds = {'val_f1': 'max'}" in caught.value.todo
+
+
+def test_every_callback_is_asked_whether_it_can_work():
+    run, asked = made_run(), []
+
+    class Asking(Callback):
+        def check(self, run):
+            asked.append(run)
+
+    check_callbacks([Asking(), Asking()], run)
+    assert asked == [run, run]
+
+
+# Monitor.
+
+
+def checked(key="val_loss", mode="auto", **settings) -> Monitor:
+    monitor = Monitor(key, mode, **settings)
+    monitor.check(made_run(), "Mine")
+    return monitor
+
+
+@pytest.mark.parametrize(
+    ("key", "mode"), [("loss", "min"), ("val_loss", "min"), ("accuracy", "max"), ("val_accuracy", "max")]
+)
+def test_the_direction_is_the_metrics_own(key, mode):
+    assert checked(key).mode == mode
+    assert checked(key, "min").mode == "min"
+    assert checked(key, "max").mode == "max"
+
+
+@pytest.mark.parametrize("direction", ["min", "max"])
+def test_the_direction_is_never_guessed_from_a_name(direction):
+    run = made_run()
+    run.directions["val_loss"] = run.directions["accuracy_error"] = direction
+    for key in ("val_loss", "accuracy_error"):
+        monitor = Monitor(key)
+        monitor.check(run, "Mine")
+        assert monitor.mode == direction
+
+
+def test_one_monitor_serves_fits_of_two_directions():
+    monitor, run = Monitor("mine"), made_run()
+    for direction in ("min", "max", "min"):
+        run.directions["mine"] = direction
+        monitor.check(run, "Mine")
+        assert monitor.mode == direction
+
+
+def test_a_key_without_a_direction_needs_a_mode():
+    with pytest.raises(ConfigError) as caught:
+        checked("learning_rate")
+    assert caught.value.arrived == "Mine with monitor='learning_rate' and mode='auto'"
+    assert "mode='min' or mode='max'" in caught.value.todo
+    assert checked("learning_rate", "max").mode == "max"
+
+
+def test_an_unknown_key_is_refused_with_those_there_are():
+    with pytest.raises(ConfigError) as caught:
+        checked("val_acuracy")
+    assert caught.value.arrived == "Mine with monitor='val_acuracy'"
+    assert caught.value.needed.endswith("loss, accuracy, val_loss, val_accuracy, learning_rate")
+    assert "Did you mean 'val_accuracy'" in caught.value.todo
+    assert "adds" in caught.value.todo
+
+
+def test_a_val_key_without_a_val_part_is_refused_with_the_reason():
+    with pytest.raises(ConfigError, match="data without a val part"):
+        Monitor("val_loss").check(made_run(val=False), "EarlyStopping")
+
+
+@pytest.mark.parametrize("mode", ["MAX", "", None, "higher"])
+def test_an_unknown_mode_is_refused(mode):
+    with pytest.raises(ConfigError, match=r"'auto', 'min' or 'max'[\s\S]*Leave mode= out"):
+        Monitor("val_loss", mode)
+
+
+@pytest.mark.parametrize("key", [None, 3, ["val_loss"]])
+def test_a_key_that_is_no_name_is_refused(key):
+    with pytest.raises(ConfigError, match=r"monitor=[\s\S]*'val_loss'"):
+        Monitor(key)
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "better"),
+    [
+        ("min", [3, 2, 2, 1], [True, True, False, True]),
+        ("max", [3, 2, 3, 4], [True, False, False, True]),
+        ("min", [nan, 3, nan, 2], [False, True, False, True]),
+        ("max", [nan, nan, -1], [False, False, True]),
+        ("min", [math.inf, 1, -math.inf, 0], [True, True, True, False]),
+    ],
+)
+def test_only_a_better_number_improves_and_nan_never_does(mode, values, better):
+    monitor = checked(mode=mode)
+    assert [monitor.improves(value) for value in values] == better
+    real = [value for value in values if not math.isnan(value)]
+    assert monitor.best == (min if mode == "min" else max)(real)
+
+
+def test_better_is_more_than_min_delta():
+    monitor = checked(mode="min", min_delta=0.25)
+    assert [monitor.improves(value) for value in (1.0, 0.75, 0.5, 0.26, 0.24)] == [True, False, True, False, True]
+
+
+def test_a_monitor_may_start_from_a_value():
+    monitor = checked(mode="max")
+    monitor.reset(0.5)
+    assert [monitor.improves(value) for value in (0.4, 0.5, 0.6)] == [False, False, True]
+    monitor.reset()
+    assert math.isnan(monitor.best)
+    assert monitor.improves(0.1)
+
+
+def test_a_declared_key_that_nobody_adds_is_told():
+    declaring = type("Mine", (Callback,), {"adds": {"val_f1": "max"}})()
+    with pytest.raises(ConfigError) as caught:
+        made_learner(val=pairs(2)).fit(1, 0.1, callbacks=[declaring, EarlyStopping("val_f1")], verbose=False)
+    assert "'val_f1'" in caught.value.arrived
+    assert "on_epoch_end" in caught.value.needed
+    assert "order" in caught.value.todo

@@ -1,0 +1,111 @@
+"""Which device, and which arithmetic."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from handmade import CPU, made_learner, same, weights
+
+from headstart import ConfigError
+from headstart.training.precision import Precision, choose_device, choose_precision
+
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend that a machine has these CUDA devices."""
+
+    def pretend(devices: int, bf16: bool = True, mps: bool = False) -> None:
+        def supported(including_emulation: bool = True) -> bool:
+            return bf16 or including_emulation  # older GPUs only emulate it, slowly
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    return pretend
+
+
+def test_the_device_is_a_cuda_one_where_there_is_one(machine):
+    machine(devices=1)
+    assert choose_device("auto") == torch.device("cuda")
+    machine(devices=0, mps=True)
+    assert choose_device("auto") == CPU
+
+
+def test_any_device_the_machine_has_may_be_named(machine):
+    machine(devices=2, mps=True)
+    for name in ("cpu", "cuda", "cuda:0", "cuda:1", "mps"):
+        assert choose_device(name) == torch.device(name)
+        assert choose_device(torch.device(name)) == torch.device(name)
+
+
+@pytest.mark.parametrize(
+    ("devices", "name"), [(0, "cuda"), (0, "mps"), (1, "cuda:1"), (2, "cuda:2"), (0, "cpu:1"), (0, "meta"), (0, "xpu")]
+)
+def test_a_device_the_machine_does_not_have_is_refused_with_those_it_has(machine, devices, name):
+    machine(devices)
+    with pytest.raises(ConfigError) as caught:
+        choose_device(name)
+    assert caught.value.arrived == f"device={name!r}"
+    assert caught.value.needed == "a device this machine has: cpu" + (", cuda" if devices else "")
+    assert caught.value.todo == "Leave device= out."
+
+
+@pytest.mark.parametrize("name", ["gpu", "", None, ["cpu"]])
+def test_a_device_that_means_nothing_is_refused(name):
+    with pytest.raises(ConfigError, match=r"'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'[\s\S]*Leave device= out"):
+        choose_device(name)
+
+
+def test_auto_is_bf16_where_the_gpu_has_it_fp16_on_older_ones_and_fp32_elsewhere(machine):
+    machine(devices=1)
+    assert choose_precision("auto", CUDA) == Precision("bf16", "cuda")
+    machine(devices=1, bf16=False)
+    assert choose_precision("auto", CUDA) == Precision("fp16", "cuda")
+    assert choose_precision("auto", CPU) == Precision("fp32", "cpu")
+    assert choose_precision("auto", torch.device("mps")) == Precision("fp32", "mps")
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+def test_an_arithmetic_that_is_named_is_taken(name):
+    assert choose_precision(name, CUDA) == Precision(name, "cuda")
+    if name != "fp16":
+        assert choose_precision(name, CPU) == Precision(name, "cpu")
+
+
+def test_fp16_on_a_cpu_is_refused():
+    with pytest.raises(ConfigError, match=r"'fp16' on a CPU[\s\S]*'bf16' where the CPU has it[\s\S]*Leave precision="):
+        choose_precision("fp16", CPU)
+
+
+@pytest.mark.parametrize("name", ["fp23", "half", None, 16])
+def test_an_unknown_arithmetic_is_refused(name):
+    with pytest.raises(ConfigError, match=r"one of auto, fp32, bf16, fp16[\s\S]*Leave it out"):
+        choose_precision(name, CPU)
+    with pytest.raises(ConfigError, match="Did you mean 'fp32'"):
+        choose_precision("fp23", CPU)
+
+
+def test_full_precision_changes_nothing_and_scales_nothing():
+    precision = Precision("fp32", "cpu")
+    assert isinstance(precision.autocast(), nullcontext)
+    assert not precision.scaler().is_enabled()
+
+
+def test_bf16_computes_products_in_bf16_and_scales_nothing():
+    precision = Precision("bf16", "cpu")
+    with precision.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    assert not precision.scaler().is_enabled()
+
+
+def test_a_fit_in_bf16_learns_nearly_what_one_in_fp32_does_and_keeps_weights_and_logs_in_full():
+    full, mixed = made_learner(), made_learner(precision="bf16")
+    expected, history = (learner.fit(3, 0.1, verbose=False).history for learner in (full, mixed))
+    assert history["loss"] == pytest.approx(expected["loss"], rel=0.02)
+    assert not same(weights(full), weights(mixed))
+    assert all(tensor.dtype == torch.float32 for tensor in weights(mixed).values())
+    assert mixed.predict(torch.zeros(2, 3, 6, 6)).probabilities.dtype == torch.float32
