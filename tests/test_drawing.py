@@ -1,7 +1,5 @@
 """Tables, curves and contact sheets, read back from what was drawn."""
 
-
-
 import math
 import subprocess
 import sys

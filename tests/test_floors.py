@@ -63,7 +63,7 @@ def read_table(page: str) -> Table:
 
 
 def files_in(package: Path) -> dict[str, ast.Module]:
-    """Parse every file of a package; the `__init__` of a wing is kept apart, in `wing_doors`."""
+    """Parse every file of a package; the `__init__` of a wing is looked at by `furnished_doors`."""
     paths = [path for path in sorted(package.rglob("*.py")) if path.name != "__init__.py" or path.parent == package]
     return {path.relative_to(package).with_suffix("").as_posix(): ast.parse(path.read_text("utf-8")) for path in paths}
 

@@ -17,11 +17,18 @@ from headstart.errors import ConfigError, DataError, Demands, is_count, is_numbe
 from headstart.insight.predictions import Predictions
 from headstart.model.backbone import Backbone, Layers
 from headstart.model.head import HeadLike, as_head
-from headstart.model.weights import read_state
+from headstart.model.weights import load_state, named_as, read_state
 from headstart.model.zoo import Opened, open_network, rebuild
 from headstart.randomness import WEIGHTS, derive, preserved
 from headstart.training.callback import Callback
-from headstart.training.checkpoint import demand_classes, demand_same, is_ours, read_weights, write_weights
+from headstart.training.checkpoint import (
+    demand_classes,
+    demand_same,
+    demand_size,
+    is_ours,
+    read_weights,
+    write_weights,
+)
 from headstart.training.history import History
 from headstart.training.metrics import make_metrics
 from headstart.training.precision import PrecisionName, choose_device, choose_precision
@@ -94,7 +101,11 @@ class Learner:
         demands.check(
             "data", data, isinstance(data, ImageData), "an ImageData, such as ImageData.from_folder('flowers')"
         )
+        source = isinstance(pretrained, bool | str | Path)
+        demands.check("pretrained", pretrained, source, "True, False, or the path of a file of weights")
         demands.check("loss", loss, loss == "auto" or callable(loss), "'auto' or a function of (logits, targets)")
+        counted = isinstance(metrics, str) or (isinstance(metrics, Iterable) and all(map(_is_metric, metrics)))
+        demands.check("metrics", metrics, counted, "a list of names such as 'f1', or of torchmetrics objects")
         decays = weight_decay is None or (is_number(weight_decay) and weight_decay >= 0)
         demands.check("weight_decay", weight_decay, decays, "0 or more, or None")
         demands.check("seed", seed, is_count(seed, 0), "a whole number, 0 or more")
@@ -128,6 +139,7 @@ class Learner:
         counted = make_metrics(metrics, len(data.classes))
         opened.network.to(place)
         bound = data.bind(opened.preprocessing)
+        opened.preprocessing = bound.preprocessing or opened.preprocessing  # loaders may bring one of their own
         self._session = Session(
             Backbone(opened), bound, choose_loss(loss), counted, optimizer, weight_decay, place, arithmetic, seed
         )
@@ -212,6 +224,9 @@ class Learner:
     def _train_from(self, boundary: int) -> None:
         names = [stage.name for stage in self._session.backbone.stages]
         self._session.train_from(boundary)
+        if not names:
+            print("training: the head, which is all there is")
+            return
         trained = " ... ".join(dict.fromkeys((names[boundary], names[-1]))) if boundary < len(names) else ""
         if boundary == 0:
             print(f"training: all {len(names)} stages and the head")
@@ -266,9 +281,9 @@ class Learner:
         demands.check("layer_lr_decay", layer_lr_decay, decays, "a factor in (0, 1], or None")
         demands.check("accumulate", accumulate, is_count(accumulate), "a whole number of batches, 1 or more")
         demands.check("clip_norm", clip_norm, clip_norm is None or _is_positive(clip_norm), "a norm above 0, or None")
-        listed = isinstance(callbacks, Iterable)
-        demands.check("callbacks", callbacks, listed, "a list of callbacks")
+        demands.check("callbacks", callbacks, isinstance(callbacks, Iterable), "a list of callbacks")
         demands.settle()
+        callbacks = list(callbacks)
         if self._session.run is not None:
             raise ConfigError("fit inside a fit", "one fit at a time", "Call it after the first one has returned.")
         shown = any(isinstance(callback, ProgressBar) for callback in callbacks)
@@ -317,8 +332,9 @@ class Learner:
             >>> sorted(learner.evaluate("train"))
             ['accuracy', 'loss']
         """
+        given = _listed(callbacks)
         part, name, source = self.data.find(data)
-        return self._session.evaluate(part, name, source, callbacks, self)
+        return self._session.evaluate(part, name, source, given, self)
 
     def predict(self, images: Images, *, callbacks: Sequence[Callback] = ()) -> Predictions:
         """Say what pictures show.
@@ -340,9 +356,10 @@ class Learner:
             >>> predictions.probabilities.shape
             torch.Size([9, 3])
         """
+        given = _listed(callbacks)
         pictures = PictureList.of(images)
         batches = self.data.unlabelled_batches(pictures, pin_memory=self._session.device.type == "cuda")
-        probabilities = self._session.predict(batches.epoch(0, 0), callbacks, self)
+        probabilities = self._session.predict(batches.epoch(0, 0), given, self)
         return Predictions(probabilities, self.data.classes, pictures.paths)
 
     def show_predictions(self, pictures: int = 12, *, part: str = "val") -> "Figure":
@@ -416,8 +433,8 @@ class Learner:
             A Learner with the usual settings; what trains, optimizer and history are not in the file.
 
         Raises:
-            CheckpointError: the file is missing, damaged, not headstart's, of other classes, or of a network or head
-                of your own making (make the Learner anew and call `load_weights`).
+            CheckpointError: the file is missing, damaged, not headstart's, of other classes or another image size, or
+                of a network or head of your own making (make the Learner anew and call `load_weights`).
 
         Example:
             >>> loaded = Learner.load("flowers.safetensors")
@@ -429,9 +446,11 @@ class Learner:
         classes = tuple(description["classes"])
         if data is not None:
             demand_classes(data.classes, classes, file)
+            demand_size(data.image_size, description["preprocessing"]["image_size"], file)
         opened = rebuild(description["architecture"])
         opened.preprocessing = Preprocessing.from_json(description["preprocessing"])
-        opened.network.load_state_dict(state)
+        demand_same(opened.network.state_dict(), state, file)
+        load_state(opened.network, state)
         opened.description = f"{opened.description.partition(' (')[0]} (weights from {Path(file).name})"
         if data is None:
             # The same batches as before: on a CPU the last bits of a probability depend on the size of its batch.
@@ -453,13 +472,14 @@ class Learner:
         Example:
             >>> learner.load_weights("flowers.safetensors")
         """
+        own = self.model.state_dict()
         if is_ours(Path(path)):
             state, description = read_weights(Path(path))
             demand_classes(self.data.classes, tuple(description["classes"]), path)
         else:
-            state = read_state(Path(path))
-        demand_same(self.model.state_dict(), state, path)
-        self.model.load_state_dict(state)
+            state = named_as(own, read_state(Path(path)))
+        demand_same(own, state, path)
+        load_state(self.model, state)
 
     def __repr__(self) -> str:
         return f"Learner({self._description}; {self.data!r})"
@@ -475,6 +495,17 @@ class Learner:
 
 def _is_positive(value: object) -> bool:
     return is_number(value) and value > 0  # type: ignore[operator]
+
+
+def _is_metric(metric: object) -> bool:
+    return isinstance(metric, str) or hasattr(metric, "update")
+
+
+def _listed(callbacks: Iterable[Callback]) -> list[Callback]:
+    demands = Demands("For example callbacks=[CSVLogger('log.csv')].")
+    demands.check("callbacks", callbacks, isinstance(callbacks, Iterable), "a list of callbacks")
+    demands.settle()
+    return list(callbacks)
 
 
 def _refuse_load(file: object = "file", *_: object, **__: object) -> None:

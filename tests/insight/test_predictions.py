@@ -1,7 +1,5 @@
 """What Predictions give, by name, by row, as an array, as a file and in print."""
 
-
-
 import csv
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a History keeps, finds, joins, writes and draws."""
 
-
-
 import csv
 import json
 import math

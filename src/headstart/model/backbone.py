@@ -102,6 +102,7 @@ class Backbone:
     def train(self) -> None:
         """Put the network into training mode, all but what rests."""
         self.network.train()
+        self.refresh()
         self.keep_resting()
 
     def keep_resting(self) -> None:
@@ -114,6 +115,7 @@ class Backbone:
     def evaluating(self) -> Iterator[None]:
         """Put the network into evaluation mode inside, and every module back as it was afterwards."""
         modes = [(module, module.training) for module in self.network.modules()]
+        self.network.train()  # lets LeViT forget what it has computed from earlier weights
         self.network.eval()
         try:
             yield

@@ -92,13 +92,17 @@ def as_head(head: HeadLike) -> Head | nn.Module | Factory | None:
         return Head(hidden=tuple(head))
     if isinstance(head, int) and not isinstance(head, bool):
         return Head(hidden=(head,))
-    if callable(head) and not (isinstance(head, type) and issubclass(head, Head)):
+    if callable(head) and not _is_head_class(head):
         return head
     raise ConfigError(
         f"head={head!r}",
         "a Head, hidden widths (256 or (256, 120)), a module, a function (features, classes) -> module, or None",
         "For example head=Head(), or head=Head(hidden=(256,), dropout=0.2).",
     )
+
+
+def _is_head_class(head: object) -> bool:
+    return isinstance(head, type) and issubclass(head, Head)
 
 
 def initialise(layer: nn.Module, init: Init) -> None:

@@ -8,16 +8,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from timm.layers import DropBlock2d, DropPath, PatchDropout
 from torch import nn
-from torchvision.ops import StochasticDepth
 
 from headstart.errors import BackboneError, ConfigError, nearest
 
 _BIG_SHARE = 0.5  # a unit with more of the parameters than this is opened, whatever it is
 _BOX_SHARE = 0.04  # a container (Sequential, ModuleList, ModuleDict) is opened from this share on
 _BOXES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_NOISE = (nn.modules.dropout._DropoutNd, DropPath, DropBlock2d, PatchDropout, StochasticDepth)  # noqa: SLF001
+# What makes noise in training, by the name of its class: many networks bring a DropPath of their own.
+_NOISE = re.compile("Dropout|DropPath|DropBlock|StochasticDepth")
 
 
 @dataclass
@@ -146,12 +145,14 @@ def _assign_quiet(network: nn.Module, stages: Sequence[Stage], paths: dict[str, 
     modules = list(network.named_modules())
     owned = [any(id(parameter) not in head for parameter in module.parameters(recurse=False)) for _, module in modules]
     last = max((place for place, owns in enumerate(owned) if owns), default=-1)
+    shared = {path for path in paths if _holds(network.get_submodule(path), head)}  # such as head.norm beside head.fc
     current = 0
     for place, (path, module) in enumerate(modules):
-        inside = _stage_of(path, paths)
-        current = current if inside is None else inside
-        acts = isinstance(module, _NOISE) or getattr(module, "running_mean", None) is not None
-        if acts and (inside is not None or place < last) and not _holds(module, head):
+        unit = _unit_of(path, paths)
+        current = current if unit is None else paths[unit]
+        acts = _NOISE.search(type(module).__name__) or getattr(module, "running_mean", None) is not None
+        inside = place < last or (unit is not None and unit not in shared)
+        if acts and inside and not _holds(module, head):
             stages[current].quiet.append(module)
 
 
@@ -159,11 +160,11 @@ def _holds(module: nn.Module, parameters: set[int]) -> bool:
     return any(id(parameter) in parameters for parameter in module.parameters())
 
 
-def _stage_of(path: str, paths: dict[str, int]) -> int | None:
-    """Give the stage whose unit holds the module at `path`."""
+def _unit_of(path: str, paths: dict[str, int]) -> str | None:
+    """Give the path of the unit that holds the module at `path`."""
     while path:
         if path in paths:
-            return paths[path]
+            return path
         path = path.rpartition(".")[0]
     return None
 

@@ -3,10 +3,13 @@
 Reading never runs code that may be in a file; what cannot be had is said within seconds, before anything is built.
 """
 
-from collections.abc import Iterator
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import huggingface_hub
 import torch
@@ -20,8 +23,14 @@ AUXILIARY = ("aux1", "aux2", "AuxLogits")
 """Side branches of GoogLeNet and Inception, of no use for fine-tuning."""
 
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "network")  # where checkpoints like to hide their weights
-_PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put in front of names
 _HUB_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
+_COUNTER = "num_batches_tracked"  # of a norm; older files do not have it, and nothing depends on it
+# What torchvision's own files still call by earlier names: layers of DenseNet, and of the vision transformers.
+_EARLIER_NAMES = (
+    (re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
+    (re.compile(r"(\.mlp)\.linear_1\."), r"\1.0."),
+    (re.compile(r"(\.mlp)\.linear_2\."), r"\1.3."),
+)
 
 
 def timm_source(full: str, config: Any) -> dict[str, Any]:
@@ -33,30 +42,45 @@ def timm_source(full: str, config: Any) -> dict[str, Any]:
             f"Pass pretrained=False to train it from scratch, or choose a network that "
             f"timm.list_models('{full.partition('.')[0][:6]}*', pretrained=True) lists.",
         )
-    if config.file or config.state_dict or not config.hf_hub_id:
+    if config.file or config.state_dict:
+        return {}
+    if not config.hf_hub_id:
+        fetch(config.url, full, checked=False)  # to where timm looks for it
         return {}
     for filename in (config.hf_hub_filename, *_HUB_FILES):
         cached = filename and huggingface_hub.try_to_load_from_cache(config.hf_hub_id, filename)
         if isinstance(cached, str):
-            return {"pretrained_cfg_overlay": {"file": cached}}  # the hub would ask the network before its own cache
+            # The hub would ask the network before its own cache. A custom loader is for the files of other libraries.
+            return {"pretrained_cfg_overlay": {"file": cached, "custom_load": False}}
     address = f"{huggingface_hub.constants.ENDPOINT}/{config.hf_hub_id}"
     if (reason := reachable(address)) is not None:
         raise _no_weights(f"{config.hf_hub_id} ({config.hf_hub_filename or _HUB_FILES[0]})", address, reason)
     return {}
 
 
-def fetch_torchvision(name: str, weights: Any) -> None:
-    """Put the weights where torchvision looks for them, unless they are there."""
-    filename = Path(weights.url).name
+def fetch(url: str, name: str, *, checked: bool = True) -> Path:
+    """Put a file of weights where torch keeps them, unless it is there, and say where that is.
+
+    Args:
+        url: where it is.
+        name: of the network, for messages.
+        checked: whether the file's name ends in the beginning of its SHA-256, as torch's own do.
+
+    Raises:
+        BackboneError: there is no network, or the file did not arrive whole.
+    """
+    filename = Path(urlparse(url).path).name
     target = Path(torch.hub.get_dir()) / "checkpoints" / filename
     if target.exists():
-        return
-    if (reason := reachable(weights.url)) is not None:
-        raise _no_weights(filename, weights.url, reason)
+        return target
+    if (reason := reachable(url)) is not None:
+        raise _no_weights(filename, url, reason)
+    digest = re.search(r"-([0-9a-f]{8,})\.", filename) if checked else None
     try:
-        download(weights.url, target, digest_prefix=target.stem.rpartition("-")[2])
+        download(url, target, digest_prefix="" if digest is None else digest[1])
     except CheckpointError as error:
-        raise _no_weights(f"{filename} for torchvision/{name}", weights.url, error.arrived) from error
+        raise _no_weights(f"{filename} for {name}", url, error.arrived) from error
+    return target
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -86,10 +110,49 @@ def read_state(path: Path) -> dict[str, Tensor]:
             "Write it with torch.save(network.state_dict(), path).",
         )
     state: dict[str, Tensor] = content
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
+
+
+def named_as(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give a file's tensors the names of a network, where wrappers or earlier versions have called them otherwise.
+
+    Args:
+        own: the network's `state_dict`.
+        state: the file's; prefixes such as `module.` (DataParallel) and `_orig_mod.` (torch.compile) are taken off.
+
+    Returns:
+        The same tensors; counters of norms, which old files do not have, are the network's own.
+
+    Example:
+        >>> own = {"fc.weight": torch.zeros(1)}
+        >>> list(named_as(own, {"_orig_mod.module.fc.weight": torch.ones(1)}))
+        ['fc.weight']
+    """
+    found = dict(state)
+    while found and not own.keys() & found.keys() and len({name.partition(".")[0] for name in found}) == 1:
+        found = {name.partition(".")[2]: value for name, value in found.items()}
+    found = found if own.keys() & found.keys() else dict(state)
+    for pattern, name_now in _EARLIER_NAMES:
+        found = {name if name in own else pattern.sub(name_now, name): value for name, value in found.items()}
+    counters = {name: value for name, value in own.items() if name.rpartition(".")[2] == _COUNTER}
+    return counters | found
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
+    """Load tensors under the names that the network has for them now."""
+    named = OrderedDict(state)
+    # Without it some networks (MNASNet) refuse, or take the names for earlier ones.
+    named._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]  # noqa: SLF001
+    network.load_state_dict(named, strict=strict)
+    forget_cached(network)
+
+
+def forget_cached(network: nn.Module) -> None:
+    """Let go of what was computed from earlier weights: LeViT keeps its attention biases until `train()`."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.train()
+    for module, training in modes:
+        module.training = training
 
 
 def load_backbone(network: nn.Module, head: tuple[str, ...], path: Path, name: str) -> None:
@@ -105,8 +168,8 @@ def load_backbone(network: nn.Module, head: tuple[str, ...], path: Path, name: s
         CheckpointError: the file cannot be read.
         BackboneError: it is of another architecture; what is missing and what is too much is told.
     """
-    state = read_state(path)
     own = network.state_dict()
+    state = named_as(own, read_state(path))
 
     def is_head(name: str) -> bool:
         return any(name == path or name.startswith(f"{path}.") for path in (*head, *AUXILIARY))
@@ -123,7 +186,7 @@ def load_backbone(network: nn.Module, head: tuple[str, ...], path: Path, name: s
             "weights of the same architecture, under the library's own names",
             "Check the model name: timm and torchvision name the same network's tensors differently.",
         )
-    network.load_state_dict(given, strict=False)
+    load_state(network, given, strict=False)
 
 
 def _no_weights(file: str, address: str, reason: str) -> BackboneError:
@@ -136,12 +199,12 @@ def _no_weights(file: str, address: str, reason: str) -> BackboneError:
 
 @contextmanager
 def telling_failures(name: str) -> Iterator[None]:
-    """Turn what a download can raise into an error that says what to do."""
+    """Turn what a download, or a library that builds a network, can raise into an error that says what to do."""
     try:
         yield
     except HeadstartError:
         raise
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # the hub's client lets through whatever its own client raises
         raise BackboneError(
             f"{name}, which could not be built or its weights not be loaded: {error}",
             "a network that its library can open",

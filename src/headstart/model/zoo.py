@@ -15,6 +15,7 @@ import timm
 import torch
 import torchvision
 from timm.data import resolve_model_data_config
+from timm.models import get_deprecated_models
 from torch import nn
 
 from headstart.data.preprocessing import Preprocessing
@@ -28,7 +29,7 @@ from headstart.model.head import (
     replace_head,
     width,
 )
-from headstart.model.weights import AUXILIARY, fetch_torchvision, load_backbone, telling_failures, timm_source
+from headstart.model.weights import AUXILIARY, fetch, load_backbone, telling_failures, timm_source
 
 
 @dataclass
@@ -87,11 +88,9 @@ def open_network(
         )
     library, name, tag = parse_name(model)
     opener = _open_timm if library == "timm" else _open_torchvision
-    opened = opener(name, tag, classes, pretrained, head, image_size)
-    if isinstance(pretrained, str | Path):
-        load_backbone(opened.network, opened.head, Path(pretrained), opened.name)
-    if image_size is not None:
-        _demand_size(opened, image_size)
+    source = Path(pretrained) if isinstance(pretrained, str) else pretrained
+    opened = opener(name, tag, classes, source, head, image_size)
+    _rehearse(opened, classes, image_size, head)
     return opened
 
 
@@ -106,17 +105,21 @@ def parse_name(model: str) -> tuple[str, str, str]:
         (('timm', 'resnet18', 'a1_in1k'), ('torchvision', 'vgg16', ''), ('torchvision', 'mobilenet_v3_small', ''))
     """
     prefix, _, rest = model.rpartition("/")
+    if prefix in ("", "timm"):
+        rest = get_deprecated_models().get(rest) or rest  # names that tutorials still use
     name, _, tag = rest.partition(".")
     if prefix in ("", "timm") and timm.is_model(name):
         return "timm", name, _timm_tag(name, tag)
     if prefix in ("", "torchvision") and name in _torchvision_names():
         return "torchvision", name, _torchvision_tag(name, tag)
-    torchvision_names = [f"torchvision/{name}" for name in _torchvision_names()]
+    bare = _torchvision_names()
+    meant = nearest(name, [*timm.list_models(), *bare])
+    if prefix == "torchvision":
+        meant = nearest(model, [f"torchvision/{known}" for known in bare])
     raise BackboneError(
         f"the model {model!r}",
         "a name that timm or torchvision knows, or a network of your own",
-        f"{nearest(model, [*timm.list_models(), *torchvision_names, *_torchvision_names()])}"
-        "`timm.list_models('*resnet*')` and `torchvision.models.list_models()` list them.",
+        f"{meant}`timm.list_models('*resnet*')` and `torchvision.models.list_models()` list them.",
     )
 
 
@@ -152,7 +155,7 @@ def _open_timm(
     name: str,
     tag: str,
     classes: int,
-    pretrained: bool | str | Path,
+    pretrained: bool | Path,
     head: Head | nn.Module | Factory | None,
     image_size: int | None,
 ) -> Opened:
@@ -176,6 +179,8 @@ def _open_timm(
         paths = _replace(network, paths, head, classes)
     else:
         _renew(network, paths, classes)
+    if isinstance(pretrained, Path):
+        load_backbone(network, paths, pretrained, f"timm {name}")
     used = network.pretrained_cfg.get("tag") or "no tag"
     return Opened(
         network,
@@ -224,23 +229,26 @@ def _open_torchvision(
     name: str,
     tag: str,
     classes: int,
-    pretrained: bool | str | Path,
+    pretrained: bool | Path,
     head: Head | nn.Module | Factory | None,
     image_size: int | None,
 ) -> Opened:
     weights = torchvision.models.get_model_weights(name)[tag or "DEFAULT"]
-    builder = torchvision.models.get_model_builder(name)
-    if pretrained is True:
-        fetch_torchvision(name, weights)
-        with telling_failures(name):
-            network = builder(weights=weights, progress=False)
-    else:
-        network = builder(weights=None, **_implied(name, weights))
+    if weights.meta["categories"] is None:
+        raise BackboneError(
+            f"torchvision/{name}.{weights.name}, whose classifier was never trained",
+            "weights of a whole network",
+            "Leave the tag out: the name alone takes the usual weights.",
+        )
+    path = fetch(weights.url, f"torchvision/{name}") if pretrained is True else pretrained
+    network = torchvision.models.get_model(name, weights=None, **_implied(name, weights, fresh=path is False))
     for auxiliary in AUXILIARY:
         if hasattr(network, auxiliary):
             setattr(network, auxiliary, None)
             network.aux_logits = False
     paths = _replace(network, (last_layer(network),), Head() if head is None else head, classes)
+    if isinstance(path, Path):
+        load_backbone(network, paths, path, f"torchvision {name}")
     preprocessing = Preprocessing.from_torchvision(weights.transforms())
     return Opened(
         network,
@@ -257,11 +265,19 @@ def _open_torchvision(
     )
 
 
-def _implied(name: str, weights: Any) -> dict[str, Any]:
-    """Give the constructor arguments that torchvision derives from weights, for building without them."""
+def _implied(name: str, weights: Any, *, fresh: bool) -> dict[str, Any]:
+    """Give the constructor arguments that torchvision derives from weights, for building without them.
+
+    Args:
+        name: of the architecture.
+        weights: torchvision's enum member.
+        fresh: whether the first values matter; where they will be replaced, the slow ways to choose them are left out.
+    """
     arguments: dict[str, Any] = {"num_classes": len(weights.meta["categories"])}
     if name in ("googlenet", "inception_v3"):
-        arguments |= {"transform_input": True, "aux_logits": False, "init_weights": True}
+        arguments |= {"transform_input": True, "aux_logits": False, "init_weights": fresh}
+    if name.startswith("vgg"):
+        arguments["init_weights"] = fresh
     if name.startswith("vit_"):
         arguments["image_size"] = weights.meta["min_size"][0]
     return arguments
@@ -275,19 +291,16 @@ def _open_own(
 ) -> Opened:
     """Take a network of the user's as it is, unless its head has to change."""
     config = getattr(network, "pretrained_cfg", None)
-    paths = _timm_head(network, type(network).__name__) if config and hasattr(network, "get_classifier") else None
     if isinstance(head, Head) and head.at is not None:
-        demand_module(network, head.at)
-        paths = (head.at,)
-    paths = paths or (last_layer(network),)
-    if head is not None:
+        paths: tuple[str, ...] = (head.at,)
+    elif config and hasattr(network, "get_classifier"):
+        paths = _timm_head(network, type(network).__name__)
+    else:
+        paths = (last_layer(network),)
+    if head is None:
+        _demand_outputs(network, paths, classes)
+    else:
         paths = _replace(network, paths, head, classes)
-    elif (outputs := width(network, paths[-1])) not in (classes, None):
-        raise BackboneError(
-            f"a {type(network).__name__} whose last layer {paths[-1]!r} gives {outputs} numbers, for {classes} classes",
-            "one number for each class, or word on what its head shall become",
-            "Pass head=Head() to put a new linear layer there, or check the data's classes.",
-        )
     if config:
         preprocessing = Preprocessing.from_timm(
             resolve_model_data_config(network, {"img_size": image_size} if image_size else None)
@@ -296,7 +309,21 @@ def _open_own(
     else:
         preprocessing = Preprocessing().at_size(image_size) if image_size else Preprocessing()
         words = f"{preprocessing.image_size[0]} pixels, ImageNet's mean and std"
-    return Opened(network, paths, preprocessing, {}, f"your {type(network).__name__} ({words})")
+    opened = Opened(network, paths, preprocessing, {}, f"your {type(network).__name__} ({words})")
+    if config:  # of any other network nobody knows what it takes
+        _rehearse(opened, classes, image_size, None)
+    return opened
+
+
+def _demand_outputs(network: nn.Module, paths: tuple[str, ...], classes: int) -> None:
+    """Raise a BackboneError when the network as it is cannot tell these classes apart."""
+    for path in paths:
+        if (outputs := width(network, path)) not in (classes, None):
+            raise BackboneError(
+                f"a {type(network).__name__} whose last layer {path!r} gives {outputs} numbers, for {classes} classes",
+                "one number for each class, or word on what its head shall become",
+                "Pass head=Head() to put a new linear layer there, or check the data's classes.",
+            )
 
 
 # shared
@@ -333,10 +360,13 @@ def _head_values(head: Head | nn.Module | Factory | None) -> dict[str, Any] | st
 def _replace(
     network: nn.Module, paths: tuple[str, ...], head: Head | nn.Module | Factory, classes: int
 ) -> tuple[str, ...]:
-    """Put a head in place of the one at `paths`; the head's own `at` wins."""
+    """Put a head in place of the one at `paths`; the head's own `at` wins. Other classifiers stay and become new."""
     if isinstance(head, Head) and head.at is not None:
         demand_module(network, head.at)
-        paths = (head.at,)
+        others = tuple(path for path in paths if path != head.at) if head.at in paths else ()
+        _renew(network, others, classes)
+        replace_head(network, head.at, head, classes)
+        return (head.at, *others)
     if len(paths) > 1:
         raise BackboneError(
             f"head={head!r} for a network with {len(paths)} classifiers ({', '.join(paths)})",
@@ -347,25 +377,36 @@ def _replace(
     return paths
 
 
-def _demand_size(opened: Opened, image_size: int) -> None:
-    """Run the network once to see whether it takes pictures of this size."""
-    network = opened.network
-    was_training = network.training
+def _rehearse(opened: Opened, classes: int, image_size: int | None, head: Head | nn.Module | Factory | None) -> None:
+    """Where a size or a head was asked for, run the network once to see whether it works with it."""
+    size_todo = "Leave image_size out, or take a multiple of 32 near the size the weights were trained with."
+    head_todo = "Let the head take the features as they come, or name another place for it: Head(at='path.to.module')."
+    asked = [("image_size", image_size, size_todo), ("head", head, head_todo)]
+    given = [(f"{name}={value!r}", todo) for name, value, todo in asked if value is not None]
+    if not given:
+        return
+    arrived, todo = f"{', '.join(words for words, _ in given)} for {opened.name}", " ".join(todo for _, todo in given)
+    network, (height, width) = opened.network, opened.preprocessing.image_size
+    modes = [(module, module.training) for module in network.modules()]
     device = next(network.parameters()).device
+    network.eval()
     try:
-        with torch.inference_mode():
-            network.eval()(torch.zeros(1, 3, *opened.preprocessing.image_size, device=device))
-    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        raise BackboneError(
-            f"image_size={image_size} for {opened.name}, which fails: {error}",
-            "a size that this network takes",
-            "Leave image_size out, or take a multiple of 32 near the size the weights were trained with.",
-        ) from error
+        with torch.no_grad():
+            outputs = network(torch.zeros(1, 3, height, width, device=device))
+    except Exception as error:  # whatever a network makes of what it was not built for
+        needed = "a size that this network takes, and a head that takes its features"
+        raise BackboneError(f"{arrived}, which fails at {height} x {width} pixels: {error}", needed, todo) from error
     finally:
-        network.train(was_training)
+        for module, training in modes:
+            module.training = training
+    if tuple(outputs.shape) != (1, classes):
+        shape = list(outputs.shape)
+        raise BackboneError(
+            f"{arrived}, which gives {shape} for one picture", f"{[1, classes]}: a number a class", todo
+        )
 
 
-def _weights_words(pretrained: bool | str | Path, tag: str) -> str:
-    if pretrained is True:
-        return f"weights {tag}"
-    return "random weights" if pretrained is False else f"weights from {Path(pretrained).name}"
+def _weights_words(pretrained: bool | Path, tag: str) -> str:
+    if isinstance(pretrained, Path):
+        return f"weights from {pretrained.name}"
+    return f"weights {tag}" if pretrained else "random weights"

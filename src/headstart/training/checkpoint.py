@@ -28,21 +28,39 @@ def write_weights(path: Path, state: Mapping[str, Tensor], description: Mapping[
         description: plain values that JSON can hold.
 
     Raises:
-        CheckpointError: the folder cannot be written to or the disk is full; what was there before is untouched.
+        CheckpointError: the folder cannot be written to or the disk is full; what was there before is untouched. Or
+            the state holds something else than tensors.
     """
     kept: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
-    first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    storages: set[int] = set()
     for name, tensor in state.items():
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(
+                f"{name} in a state_dict, a {type(tensor).__name__}",
+                "tensors, which a file of weights can hold without any code",
+                "Let the network keep it in a buffer, or leave it out of its state_dict.",
+            )
+        place = (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and place in first:
             aliases[name] = first[place]
-        else:
-            first[place] = name
-            kept[name] = tensor.detach().cpu().contiguous()
+            continue
+        first[place] = name
+        values = tensor.detach().cpu().contiguous()
+        shared = values.untyped_storage().data_ptr() in storages  # the format knows no overlaps
+        kept[name] = values.clone() if shared else values
+        storages.add(kept[name].untyped_storage().data_ptr())
     words = json.dumps({**description, "format": FORMAT, "aliases": aliases}, sort_keys=True)
     header = {_KEY: words, "sha256": _digest(kept, words)}
-    write_atomically(path, lambda temporary: save_file(kept, temporary, metadata=header))
+    write_atomically(path, lambda temporary: _save(kept, temporary, header))
+
+
+def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
+    try:
+        save_file(tensors, path, metadata=header)
+    except SafetensorError as error:  # its own word for a disk that is full
+        raise OSError(str(error)) from error
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -90,6 +108,16 @@ def demand_classes(arrived: Sequence[str], needed: Sequence[str], path: str | Pa
         )
 
 
+def demand_size(arrived: int | None, needed: Sequence[int], path: str | Path) -> None:
+    """Raise a CheckpointError when data asks for another image size than the one a file's network was trained with."""
+    if arrived is not None and list(needed) != [arrived, arrived]:
+        raise CheckpointError(
+            f"data with image_size={arrived}, for {path}",
+            f"the image size of the file, {' x '.join(map(str, needed))}",
+            "Leave image_size out of the data: the file knows its own.",
+        )
+
+
 def demand_same(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str | Path) -> None:
     """Raise a CheckpointError unless a file has just the tensors of a network, in the same shapes."""
     shapes, given = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (own, state))
@@ -103,10 +131,16 @@ def demand_same(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: st
 
 
 def is_ours(path: Path) -> bool:
-    """Say whether a file is one that `write_weights` wrote, whole or not."""
-    if path.suffix != ".safetensors" or not path.is_file():
+    """Say whether a file is one that `write_weights` wrote, whatever it is called.
+
+    Raises:
+        CheckpointError: it begins as such files do, and is cut short or damaged.
+    """
+    if not path.is_file():
         return False
-    return _KEY in _read(path)[1]
+    with path.open("rb") as file:
+        begins = file.read(9)[8:]  # behind its length stands the header of a safetensors file, which is JSON
+    return begins == b"{" and _KEY in _read(path)[1]
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,0 +1,414 @@
+"""Networks opened by name or brought along: which library, which weights, which head, which preprocessing."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from handmade import same
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from headstart.data.preprocessing import Preprocessing
+from headstart.errors import BackboneError, CheckpointError, HeadstartError
+from headstart.model.head import Head
+from headstart.model.zoo import open_network, parse_name, rebuild
+
+
+def refusal(kind: type[HeadstartError], act: Callable[[], object]) -> HeadstartError:
+    """Give the error that `act` raises, after checking that it has its three parts."""
+    with pytest.raises(kind) as caught:
+        act()
+    assert all((caught.value.arrived, caught.value.needed, caught.value.todo))
+    return caught.value
+
+
+@pytest.fixture
+def without_values() -> Iterator[None]:
+    """Let networks be built on the meta device: all their modules and shapes, no numbers, no time."""
+    with torch.device("meta"):
+        yield
+
+
+def values(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("model", "parsed"),
+    [
+        ("resnet18", ("timm", "resnet18", "")),
+        ("timm/resnet18", ("timm", "resnet18", "")),
+        ("resnet18.a1_in1k", ("timm", "resnet18", "a1_in1k")),
+        ("timm/resnet18.a1_in1k", ("timm", "resnet18", "a1_in1k")),
+        ("vit_base_patch16_224.augreg_in21k", ("timm", "vit_base_patch16_224", "augreg_in21k")),
+        ("torchvision/resnet18", ("torchvision", "resnet18", "")),
+        ("torchvision/mobilenet_v2.IMAGENET1K_V2", ("torchvision", "mobilenet_v2", "IMAGENET1K_V2")),
+        ("torchvision/mobilenet_v2.DEFAULT", ("torchvision", "mobilenet_v2", "DEFAULT")),
+        ("mobilenet_v3_small", ("torchvision", "mobilenet_v3_small", "")),
+        ("squeezenet1_1.IMAGENET1K_V1", ("torchvision", "squeezenet1_1", "IMAGENET1K_V1")),
+    ],
+)
+def test_a_name_tells_the_library_the_architecture_and_the_weights(model: str, parsed: tuple[str, str, str]) -> None:
+    assert parse_name(model) == parsed
+
+
+def test_a_name_that_both_libraries_have_is_timms() -> None:
+    shared = [name for name in torchvision.models.list_models(module=torchvision.models) if timm.is_model(name)]
+    assert len(shared) >= 35
+    assert {parse_name(name)[0] for name in shared} == {"timm"}
+    assert {parse_name(f"torchvision/{name}")[0] for name in shared} == {"torchvision"}
+
+
+def test_a_name_that_timm_has_given_up_is_opened_under_its_present_one() -> None:
+    assert parse_name("vit_base_patch16_224_in21k") == ("timm", "vit_base_patch16_224", "augreg_in21k")
+
+
+@pytest.mark.parametrize(
+    ("model", "hint"),
+    [
+        ("resnet81", "'resnet18'"),
+        ("torchvision/resnet81", "'torchvision/resnet18'"),
+        ("timm/mobilenet_v2", "'mobilenet_v2'"),
+        ("torchvision/convnext_atto", "'torchvision/convnext_"),
+        ("elsewhere/resnet18", "Did you mean 'resnet18'"),
+        ("quantized_resnet18", "resnet18"),
+        ("", "timm.list_models"),
+        ("zzz", "torchvision.models.list_models()"),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest_ones(model: str, hint: str) -> None:
+    error = refusal(BackboneError, lambda: parse_name(model))
+    assert repr(model) in error.arrived
+    assert hint in error.todo
+
+
+@pytest.mark.parametrize(
+    ("model", "hint"),
+    [("resnet18.a1_in1", "'a1_in1k'"), ("torchvision/mobilenet_v2.IMAGENET1K_V3", "'IMAGENET1K_V")],
+)
+def test_an_unknown_tag_gets_the_nearest_ones(model: str, hint: str) -> None:
+    error = refusal(BackboneError, lambda: parse_name(model))
+    assert repr(model.partition(".")[2]) in error.arrived
+    assert hint in error.todo
+
+
+def test_a_network_without_weights_has_no_tags_and_says_so() -> None:
+    assert "it has none" in refusal(BackboneError, lambda: parse_name("mnasnet_140.in1k")).needed
+    error = refusal(BackboneError, lambda: open_network("mnasnet_140", 3))
+    assert error.arrived == "mnasnet_140 with pretrained=True"
+    assert "pretrained=False" in error.todo
+
+
+# Opened by name
+
+
+@pytest.mark.parametrize(
+    ("model", "description"),
+    [
+        ("resnet18", "timm resnet18 (random weights)"),
+        ("torchvision/resnet18", "torchvision resnet18 (random weights)"),
+        ("squeezenet1_1", "torchvision squeezenet1_1 (random weights)"),
+    ],
+)
+def test_what_was_opened_is_said(model: str, description: str) -> None:
+    opened = open_network(model, 3, pretrained=False)
+    assert opened.description == description
+    assert opened.name == description.removesuffix(" (random weights)")
+
+
+@pytest.mark.usefixtures("without_values")
+def test_preprocessing_is_the_tags() -> None:
+    usual, tagged = (open_network(name, 3, pretrained=False) for name in ("resnet34", "resnet34.gluon_in1k"))
+    for opened, name in ((usual, "resnet34"), (tagged, "resnet34.gluon_in1k")):
+        config = resolve_model_data_config(timm.create_model(name))
+        assert opened.preprocessing == Preprocessing.from_timm(config)
+    assert usual.preprocessing != tagged.preprocessing
+    one, two = (open_network(f"torchvision/mobilenet_v2.IMAGENET1K_V{n}", 3, pretrained=False) for n in (1, 2))
+    assert (one.preprocessing.resize, two.preprocessing.resize) == ((256, 256), (232, 232))
+
+
+@pytest.mark.usefixtures("without_values")
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_side_branches_are_taken_off_and_the_networks_own_normalisation_stays(name: str) -> None:
+    network = open_network(f"torchvision/{name}", 3, pretrained=False).network
+    assert network.transform_input
+    assert not network.aux_logits
+    assert not any("aux" in key.lower() for key in network.state_dict())
+
+
+@pytest.mark.usefixtures("without_values")
+def test_a_vision_transformer_is_built_for_the_size_of_its_tag() -> None:
+    opened = open_network("torchvision/vit_b_16.IMAGENET1K_SWAG_E2E_V1", 3, pretrained=False)
+    assert opened.network.image_size == 384
+    assert opened.preprocessing.image_size == (384, 384)
+
+
+def test_weights_without_a_classifier_are_refused() -> None:
+    error = refusal(BackboneError, lambda: open_network("torchvision/vgg16.IMAGENET1K_FEATURES", 3, pretrained=False))
+    assert "vgg16.IMAGENET1K_FEATURES" in error.arrived
+
+
+@pytest.mark.usefixtures("without_values")
+def test_an_encoder_without_a_classifier_is_refused() -> None:
+    error = refusal(BackboneError, lambda: open_network("mobilenetv5_300m_enc", 3, pretrained=False))
+    assert "encoder" in error.arrived
+    error = refusal(BackboneError, lambda: open_network(timm.create_model("resnet18", num_classes=0), 3))
+    assert "ResNet" in error.arrived
+
+
+def test_a_path_that_is_no_file_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.pth", str(tmp_path), "imagenet"):
+        error = refusal(BackboneError, lambda path=path: open_network("resnet18", 3, pretrained=path))
+        assert repr(str(path)) in error.arrived
+
+
+# Weights from files
+
+
+@pytest.mark.parametrize(
+    ("model", "file", "classes", "head"),
+    [
+        ("torchvision/squeezenet1_1", "squeezenet1_1-torchvision.pth", 1000, "classifier.1"),
+        ("torchvision/mobilenet_v2", "mobilenet_v2-torchvision.pth", 1000, "classifier.1"),
+        ("mobilenetv2_100", "mobilenetv2_100-timm.pth", 1000, "classifier"),
+        ("resnet18", "resnet18-food101.pth", 101, "fc"),
+        ("torchvision/resnet18", "resnet18-food101.pth", 101, "fc"),
+        ("resnet18", "resnet18-food101.pth", 2, "fc"),
+    ],
+)
+def test_the_backbone_is_the_files_and_the_head_is_new_whatever_the_number_of_classes(
+    assets: Path, model: str, file: str, classes: int, head: str
+) -> None:
+    path = assets / "weights" / file
+    opened = open_network(model, classes, pretrained=path)
+    wanted, own = torch.load(path, weights_only=True), opened.network.state_dict()
+    assert opened.description.endswith(f"(weights from {file})")
+    assert opened.head == (head,)
+    assert all(torch.equal(own[name], wanted[name].to(own[name].dtype)) for name in own if not name.startswith(head))
+    assert own[f"{head}.weight"].shape[0] == classes
+    if classes == wanted[f"{head}.weight"].shape[0]:
+        assert not torch.isclose(own[f"{head}.weight"], wanted[f"{head}.weight"].float()).flatten(1).all(1).any()
+
+
+def test_the_tag_decides_the_preprocessing_of_a_file(assets: Path) -> None:
+    path = str(assets / "weights" / "mobilenet_v2-torchvision.pth")
+    one, two = (open_network(f"torchvision/mobilenet_v2.IMAGENET1K_V{n}", 3, pretrained=path) for n in (1, 2))
+    assert (one.preprocessing.resize, two.preprocessing.resize) == ((256, 256), (232, 232))
+
+
+@pytest.mark.parametrize("model", ["resnet18", "torchvision/squeezenet1_1", "mobilenetv2_100"])
+def test_a_file_of_another_architecture_is_refused(assets: Path, model: str) -> None:
+    path = assets / "weights" / "mobilenet_v2-torchvision.pth"
+    error = refusal(BackboneError, lambda: open_network(model, 3, pretrained=path))
+    assert str(path) in error.arrived
+    assert model.rpartition("/")[2] in error.arrived
+    assert "missing" in error.arrived
+
+
+# Heads
+
+LAST = {"resnet18": "Linear", "torchvision/squeezenet1_1": "Conv2d", "convnext_atto": "Linear"}
+
+
+@pytest.mark.usefixtures("without_values")
+@pytest.mark.parametrize("name", ["levit_128s", "crossvit_tiny_240", "volo_d1_224"])
+def test_several_classifiers_all_become_new_and_none_of_them_can_be_replaced(name: str) -> None:
+    opened = open_network(name, 7, pretrained=False)
+    assert len(opened.head) == 2
+    widths = {p.shape[0] for path in opened.head for p in opened.network.get_submodule(path).parameters()}
+    assert 7 in widths
+    error = refusal(BackboneError, lambda: open_network(opened.network, 7, head=Head()))
+    assert "2 classifiers" in error.arrived
+    assert "head=None" in error.needed
+
+
+@pytest.mark.usefixtures("without_values")
+def test_one_of_several_classifiers_may_be_replaced_and_the_others_still_belong_to_the_head() -> None:
+    opened = open_network("levit_128s", 7, pretrained=False, head=Head(hidden=(6,), at="head_dist"))
+    assert opened.head == ("head_dist", "head")
+    assert isinstance(opened.network.head_dist, nn.Sequential)
+    assert rebuild(opened.architecture).head == opened.head
+
+
+@pytest.mark.parametrize("model", ["resnet18", "torchvision/squeezenet1_1", "convnext_atto"])
+def test_a_described_head_stands_where_the_classifier_stood(model: str) -> None:
+    opened = open_network(model, 3, pretrained=False, head=Head(hidden=(6,), dropout=0.1), image_size=64)
+    (path,) = opened.head
+    assert [type(module).__name__ for module in opened.network.get_submodule(path)][1::2] == ["ReLU", LAST[model]]
+    assert opened.network.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
+
+
+def test_a_head_may_stand_elsewhere() -> None:
+    opened = open_network("torchvision/mobilenet_v2", 3, pretrained=False, head=Head(at="classifier"))
+    assert opened.head == ("classifier",)
+    assert isinstance(opened.network.classifier, nn.Linear)
+    error = refusal(BackboneError, lambda: open_network("resnet18", 3, pretrained=False, head=Head(at="fcc")))
+    assert "'fc'" in error.todo
+
+
+@pytest.mark.parametrize(
+    ("model", "head", "word"),
+    [
+        ("torchvision/squeezenet1_1", Head(at="classifier"), "fails at 224 x 224 pixels"),
+        ("convnext_atto", Head(at="head"), "fails at 224 x 224 pixels"),
+        ("resnet18", nn.Linear(100, 3), "fails at 224 x 224 pixels"),
+        ("resnet18", nn.Identity(), "gives [1, 512] for one picture"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused_at_the_door(model: str, head: Any, word: str) -> None:
+    error = refusal(BackboneError, lambda: open_network(model, 3, pretrained=False, head=head))
+    assert word in error.arrived
+    assert "head=" in error.arrived
+
+
+# Sizes
+
+
+@pytest.mark.usefixtures("without_values")
+def test_another_size_changes_the_preprocessing_and_keeps_the_share_of_the_crop() -> None:
+    usual, small = (open_network("torchvision/resnet18", 3, pretrained=False, image_size=n) for n in (None, 96))
+    assert small.preprocessing == usual.preprocessing.at_size(96)
+    opened = open_network("resnet18", 3, pretrained=False, image_size=96)
+    config = resolve_model_data_config(timm.create_model("resnet18"), {"img_size": 96})
+    assert opened.preprocessing == Preprocessing.from_timm(config)
+    assert opened.preprocessing.image_size == (96, 96)
+
+
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "levit_128s"])
+def test_a_network_of_one_size_takes_no_other(model: str) -> None:
+    error = refusal(BackboneError, lambda: open_network(model, 3, pretrained=False, image_size=96))
+    assert "image_size=96" in error.arrived
+    assert "image_size=224" in error.needed
+    assert open_network(model, 3, pretrained=False, image_size=224).preprocessing.image_size == (224, 224)
+
+
+@pytest.mark.usefixtures("without_values")
+@pytest.mark.parametrize(("model", "size"), [("torchvision/vit_b_32", 96), ("torchvision/alexnet", 32), ("dla34", 20)])
+def test_a_size_that_a_network_fails_at_is_refused_at_the_door(model: str, size: int) -> None:
+    error = refusal(BackboneError, lambda: open_network(model, 3, pretrained=False, image_size=size))
+    assert f"image_size={size}" in error.arrived
+    assert f"fails at {size} x {size} pixels" in error.arrived
+    assert "Leave image_size out" in error.todo
+
+
+def test_the_rehearsal_leaves_the_network_as_it_was() -> None:
+    torch.manual_seed(0)
+    plain = open_network("resnet18", 3, pretrained=False)
+    torch.manual_seed(0)
+    rehearsed = open_network("resnet18", 3, pretrained=False, image_size=64)
+    assert same(values(plain.network), values(rehearsed.network))
+    assert all(module.training for module in rehearsed.network.modules())
+
+
+# Networks brought along
+
+
+def test_a_network_of_ones_own_is_left_alone_when_its_width_is_that_of_the_classes(
+    tiny_network: Callable[..., nn.Module],
+) -> None:
+    network = tiny_network(3)
+    network.stem.requires_grad_(False)
+    network.stage1.eval()
+    before, fc = values(network), network.fc
+    modes = [module.training for module in network.modules()]
+    trains = [parameter.requires_grad for parameter in network.parameters()]
+    opened = open_network(network, 3)
+    assert opened.network is network
+    assert network.fc is fc
+    assert opened.head == ("fc",)
+    assert same(values(network), before)
+    assert [module.training for module in network.modules()] == modes
+    assert [parameter.requires_grad for parameter in network.parameters()] == trains
+    assert opened.preprocessing == Preprocessing()
+    assert opened.description == "your TinyNetwork (224 pixels, ImageNet's mean and std)"
+    assert opened.architecture == {}
+    assert open_network(network, 3, image_size=32).preprocessing == Preprocessing().at_size(32)
+
+
+def test_a_network_of_another_width_needs_word_on_its_head(tiny_network: Callable[..., nn.Module]) -> None:
+    network = tiny_network(10)
+    error = refusal(BackboneError, lambda: open_network(network, 3))
+    assert "TinyNetwork whose last layer 'fc' gives 10 numbers, for 3 classes" in error.arrived
+    assert "head=Head()" in error.todo
+    assert network.fc.out_features == 10
+
+
+@pytest.mark.parametrize("head", [Head(), Head(hidden=(6,)), nn.Linear(32, 3), nn.Linear, Head(at="fc")])
+def test_a_head_in_any_form_replaces_that_of_ones_own_network(
+    tiny_network: Callable[..., nn.Module], head: Any
+) -> None:
+    network = tiny_network(10)
+    stem = values(network.stem)
+    opened = open_network(network, 3, head=head)
+    assert opened.network is network
+    assert opened.head == ("fc",)
+    assert network.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    assert same(values(network.stem), stem)
+
+
+def test_a_head_may_replace_any_module_of_ones_own_network(tiny_network: Callable[..., nn.Module]) -> None:
+    network = tiny_network(10)
+    network.fc = nn.Identity()
+    network.last = nn.Identity()
+    opened = open_network(network, 3, head=Head(at="stage2.0"))
+    assert opened.head == ("stage2.0",)
+    error = refusal(BackboneError, lambda: open_network(tiny_network(10), 3, head=Head(at="fcc")))
+    assert "'fc'" in error.todo
+
+
+def test_a_network_without_a_layer_that_tells_its_width_is_told_to_name_its_head() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.PReLU(4), nn.ReLU())
+    assert "at=" in refusal(BackboneError, lambda: open_network(network, 4)).todo
+    assert "head=nn.Sequential" in refusal(BackboneError, lambda: open_network(network, 4, head=Head(at="2"))).todo
+
+
+def test_a_timm_network_of_ones_own_brings_its_preprocessing_and_its_heads() -> None:
+    network = timm.create_model("levit_128s", num_classes=3)
+    opened = open_network(network, 3)
+    assert opened.head == ("head", "head_dist")
+    assert opened.preprocessing == Preprocessing.from_timm(resolve_model_data_config(network))
+    assert opened.description == "your LevitDistilled (preprocessing as its pretrained_cfg says)"
+    error = refusal(BackboneError, lambda: open_network(timm.create_model("levit_128s"), 3))
+    assert "'head' gives 1000 numbers" in error.arrived
+
+
+def test_a_timm_network_of_ones_own_takes_another_size_if_it_can() -> None:
+    network = timm.create_model("resnet18", num_classes=3)
+    assert open_network(network, 3, image_size=64).preprocessing.image_size == (64, 64)
+    fixed = timm.create_model("vit_tiny_patch16_224", num_classes=3, depth=1)
+    error = refusal(BackboneError, lambda: open_network(fixed, 3, image_size=64))
+    assert "image_size=64 for your VisionTransformer, which fails" in error.arrived
+    other = timm.create_model("vit_tiny_patch16_224", num_classes=3, depth=1, img_size=64)
+    assert open_network(other, 3, image_size=64).preprocessing.image_size == (64, 64)
+
+
+# Built again
+
+
+@pytest.mark.usefixtures("without_values")
+@pytest.mark.parametrize("head", [None, Head(hidden=(6,), dropout=0.2, init="zero"), Head(at="fc")])
+@pytest.mark.parametrize("model", ["resnet18.a1_in1k", "torchvision/resnet18"])
+def test_an_architecture_is_built_again_from_its_plain_values(model: str, head: Head | None) -> None:
+    opened = open_network(model, 3, pretrained=False, head=head, image_size=64)
+    again = rebuild(opened.architecture)
+    assert again.network.state_dict().keys() == opened.network.state_dict().keys()
+    assert str(again.network) == str(opened.network)
+    assert (again.head, again.preprocessing) == (opened.head, opened.preprocessing)
+    assert again.architecture == opened.architecture
+
+
+def test_what_only_its_maker_can_build_is_not_built_again(tiny_network: Callable[..., nn.Module]) -> None:
+    whole = refusal(CheckpointError, lambda: rebuild(open_network(tiny_network(3), 3).architecture))
+    assert "is of the user's own making" in whole.arrived
+    headed = open_network("resnet18", 3, pretrained=False, head=nn.Linear(512, 3))
+    part = refusal(CheckpointError, lambda: rebuild(headed.architecture))
+    assert "has a head of the user's own making" in part.arrived
+    assert "load_weights" in whole.todo
+    assert "load_weights" in part.todo

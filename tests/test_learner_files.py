@@ -1,0 +1,301 @@
+"""What a Learner keeps: a saved one answers the same to the bit, and a file that is not right says what it is."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from handmade import CLASSES, made_learner, pairs, same, weights
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from headstart import Head, ImageData, Learner
+from headstart.errors import CheckpointError, ConfigError, DataError, HeadstartError
+from headstart.training.checkpoint import read_weights, write_weights
+
+SMALL = "torchvision/shufflenet_v2_x0_5"
+
+
+def refusal(kind: type[HeadstartError], act: Callable[[], object]) -> HeadstartError:
+    """Give the error that `act` raises, after checking that it has its three parts."""
+    with pytest.raises(kind) as caught:
+        act()
+    assert all((caught.value.arrived, caught.value.needed, caught.value.todo))
+    return caught.value
+
+
+def named_learner(model: str, size: int = 32, **options: Any) -> Learner:
+    data = ImageData.from_loaders(pairs(3, 2, side=size), classes=CLASSES)
+    return Learner(model, data, pretrained=False, device="cpu", **options)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Learner, Path]:
+    """Train a small network of a library for a moment and save it."""
+    learner = named_learner(SMALL)
+    learner.fit(1, lr=0.01, verbose=False)
+    return learner, learner.save(tmp_path / "saved.safetensors")
+
+
+# It answers the same
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "head"),
+    [
+        ("resnet18.a1_in1k", 32, None),
+        ("torchvision/squeezenet1_1", 32, Head(hidden=(8,), dropout=0.1)),
+        ("torchvision/mnasnet0_5", 32, None),
+        ("torchvision/googlenet", 32, None),
+        ("convnext_atto", 32, Head(hidden=(16, 8), init="small", at="head.fc")),
+        ("levit_128s", 224, None),
+        ("coat_tiny", 224, None),  # has tensors of several names
+    ],
+)
+def test_a_loaded_learner_answers_the_same_to_the_bit(tmp_path: Path, model: str, size: int, head: Head | None) -> None:
+    learner = named_learner(model, size, head=head)
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    before = learner.predict(images)
+    learner.save(tmp_path / "w.safetensors")
+    loaded = Learner.load(tmp_path / "w.safetensors", device="cpu")
+    found = loaded.predict(images)
+    assert torch.equal(found.probabilities, before.probabilities)
+    assert found.classes == before.classes == CLASSES
+    assert same(weights(loaded), weights(learner))
+    assert loaded.data.preprocessing == learner.data.preprocessing
+
+
+def test_it_answers_the_same_after_training_and_on_pictures(shapes_folder: Path, tmp_path: Path) -> None:
+    data = ImageData.from_folder(shapes_folder / "val", image_size=40, batch_size=7, workers=0)
+    learner = Learner(SMALL, data, pretrained=False, head=8, device="cpu")
+    learner.freeze()
+    learner.fit(1, lr=0.01, verbose=False)
+    before = learner.predict(shapes_folder / "val")
+    loaded = Learner.load(learner.save(tmp_path / "w.safetensors"), device="cpu")
+    assert loaded.data.batch_size == 7
+    assert loaded.data.preprocessing.image_size == (40, 40)
+    assert torch.equal(loaded.predict(shapes_folder / "val").probabilities, before.probabilities)
+    again = Learner.load(tmp_path / "w.safetensors", data, device="cpu")
+    assert again.evaluate() == learner.evaluate()
+    again.fit(1, lr=0.01, verbose=False)
+    assert all(layer.trainable for layer in again.layers)
+
+
+def test_what_was_loaded_is_said_and_can_be_saved_again(
+    saved: tuple[Learner, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, path = saved
+    capsys.readouterr()
+    loaded = Learner.load(path)
+    assert capsys.readouterr().out == "opened torchvision shufflenet_v2_x0_5 (weights from saved.safetensors)\n"
+    again = loaded.save(path.parent / "again.safetensors")
+    (one, about_one), (two, about_two) = read_weights(path), read_weights(again)
+    assert same(one, two)
+    assert about_one == about_two
+
+
+def test_the_file_says_what_it_holds(saved: tuple[Learner, Path]) -> None:
+    learner, path = saved
+    _, description = read_weights(path)
+    assert description["classes"] == list(CLASSES)
+    assert description["architecture"]["name"] == "shufflenet_v2_x0_5.IMAGENET1K_V1"
+    assert description["preprocessing"]["image_size"] == list(learner.data.preprocessing.image_size)
+
+
+# Whose classes, whose pictures
+
+
+@pytest.mark.parametrize("classes", [("circle", "triangle", "square"), ("a", "b", "c"), ("circle", "square")])
+def test_data_of_other_classes_is_refused(saved: tuple[Learner, Path], classes: tuple[str, ...]) -> None:
+    _, path = saved
+    data = ImageData.from_loaders(pairs(2, side=32), classes=classes)
+    error = refusal(CheckpointError, lambda: Learner.load(path, data))
+    assert "circle, square, triangle" in error.needed
+    assert ", ".join(classes) in error.arrived
+
+
+def test_pictures_of_another_size_than_the_files_are_refused(shapes_folder: Path, tmp_path: Path) -> None:
+    data = ImageData.from_folder(shapes_folder, image_size=32, workers=0)
+    path = Learner(SMALL, data, pretrained=False).save(tmp_path / "w.safetensors")
+    other = ImageData.from_folder(shapes_folder, image_size=48, workers=0)
+    error = refusal(CheckpointError, lambda: Learner.load(path, other))
+    assert "image_size=48" in error.arrived
+    assert "32 x 32" in error.needed
+    usual = ImageData.from_folder(shapes_folder, workers=0)
+    assert Learner.load(path, usual).data.preprocessing.image_size == (32, 32)
+
+
+def test_a_pipeline_of_ones_own_has_to_be_given_again(shapes_folder: Path, tmp_path: Path) -> None:
+    pipeline = v2.Compose([v2.Resize((32, 32)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    data = ImageData.from_folder(shapes_folder, eval_transform=pipeline, workers=0)
+    learner = Learner(SMALL, data, pretrained=False, device="cpu")
+    path = learner.save(tmp_path / "w.safetensors")
+    picture = shapes_folder / "val" / "circle" / "24.jpg"
+    before = learner.predict(picture).probabilities
+    assert torch.equal(Learner.load(path, data, device="cpu").predict(picture).probabilities, before)
+    alone = Learner.load(path, device="cpu")
+    error = refusal(DataError, lambda: alone.predict(picture))
+    assert "eval_transform" in error.arrived
+    assert "Learner.load(file, data)" in error.todo
+
+
+# What only its maker can build
+
+
+def test_a_network_or_head_of_ones_own_takes_its_weights_back(
+    tiny_network: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    own = made_learner(pairs(2, 2, side=32), network=tiny_network(seed=1))
+    own.fit(1, lr=0.1, verbose=False)
+    path = own.save(tmp_path / "own.safetensors")
+    assert "load_weights" in refusal(CheckpointError, lambda: Learner.load(path)).todo
+    again = made_learner(pairs(2, side=32), network=tiny_network(seed=2))
+    again.load_weights(path)
+    assert same(weights(again), weights(own))
+
+    headed = named_learner(SMALL, head=nn.Linear)
+    path = headed.save(tmp_path / "headed.safetensors")
+    assert "load_weights" in refusal(CheckpointError, lambda: Learner.load(path)).todo
+    again = named_learner(SMALL, head=nn.Linear(1024, 3), seed=1)
+    again.load_weights(path)
+    assert same(weights(again), weights(headed))
+
+
+def test_tied_tensors_stay_tied(tmp_path: Path) -> None:
+    def network() -> nn.Module:
+        made = nn.Sequential(nn.Flatten(), nn.Linear(108, 108), nn.Linear(108, 108), nn.Linear(108, 3))
+        made[2].weight = made[1].weight
+        return made
+
+    learner = made_learner(network=network())
+    learner.fit(1, lr=0.1, verbose=False)
+    again = made_learner(network=network())
+    again.load_weights(learner.save(tmp_path / "w.safetensors"))
+    assert same(weights(again), weights(learner))
+    assert again.model[2].weight is again.model[1].weight
+
+
+# Weights alone
+
+
+def plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.contiguous() for name, value in state.items()}
+
+
+def old_style(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"module.{name}": value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize("form", ["plain", "checkpoint", "safetensors", "old style", "ours under another name"])
+def test_weights_of_the_same_network_are_loaded_in_every_form(
+    tiny_network: Callable[..., nn.Module], tmp_path: Path, form: str
+) -> None:
+    source = made_learner(network=tiny_network(seed=1))
+    target = made_learner(network=tiny_network(seed=2))
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
+    if form == "ours under another name":
+        source.save(path)
+    elif form == "safetensors":
+        save_file(plain(weights(source)), path)
+    else:
+        state = old_style(weights(source)) if form == "old style" else weights(source)
+        torch.save({"state_dict": state, "epoch": 1} if form == "checkpoint" else state, path)
+    target.load_weights(str(path))
+    assert same(weights(target), weights(source))
+
+
+def test_a_network_in_a_wrapper_takes_its_own_names(tiny_network: Callable[..., nn.Module], tmp_path: Path) -> None:
+    source = made_learner(network=nn.Sequential(nn.Identity(), tiny_network(seed=1)))
+    target = made_learner(network=nn.Sequential(nn.Identity(), tiny_network(seed=2)))
+    torch.save(source.model.state_dict(), tmp_path / "w.pth")
+    target.load_weights(tmp_path / "w.pth")
+    assert same(weights(target), weights(source))
+
+
+@pytest.mark.parametrize("form", ["ours", "theirs"])
+def test_weights_of_another_network_or_other_classes_change_nothing(
+    tiny_network: Callable[..., nn.Module], tmp_path: Path, form: str
+) -> None:
+    learner = made_learner(network=tiny_network())
+    before = weights(learner)
+    other = made_learner()
+    path = tmp_path / "w.safetensors"
+    if form == "ours":
+        other.save(path)
+    else:
+        save_file(plain(weights(other)), path)
+    error = refusal(CheckpointError, lambda: learner.load_weights(path))
+    assert "differs in" in error.arrived
+    assert same(weights(learner), before)
+    renamed = ImageData.from_loaders(pairs(2, side=32), classes=("a", "b", "c"))
+    Learner(tiny_network(), renamed, device="cpu").save(path)
+    assert "a, b, c" in str(refusal(CheckpointError, lambda: learner.load_weights(path)))
+    assert same(weights(learner), before)
+
+
+def test_what_was_remembered_of_earlier_weights_is_forgotten(tmp_path: Path) -> None:
+    learner = made_learner(network=timm.create_model("levit_128s", num_classes=3))
+    torch.manual_seed(1)
+    other = timm.create_model("levit_128s", num_classes=3).eval()
+    for name, parameter in other.named_parameters():
+        if name.endswith("attention_biases"):
+            nn.init.normal_(parameter)
+    images = torch.randn(1, 3, 224, 224)
+    learner.model.eval()
+    with torch.no_grad():
+        learner.model(images)
+        torch.save(other.state_dict(), tmp_path / "w.pth")
+        learner.load_weights(tmp_path / "w.pth")
+        assert torch.equal(learner.model(images), other(images))
+
+
+# Files that are not right
+
+
+def test_a_damaged_file_is_refused(saved: tuple[Learner, Path]) -> None:
+    learner, path = saved
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-1000] ^= 4
+    for content in (whole[:-1], whole[:100], bytes(flipped), b"", b"no weights"):
+        path.write_bytes(content)
+        assert str(path) in refusal(CheckpointError, lambda: Learner.load(path)).arrived
+        assert str(path) in refusal(CheckpointError, lambda: learner.load_weights(path)).arrived
+    assert "missing" in refusal(CheckpointError, lambda: Learner.load(path.parent / "missing.safetensors")).arrived
+    assert "missing" in refusal(CheckpointError, lambda: learner.load_weights(path.parent / "missing.pth")).arrived
+
+
+def test_files_of_others_are_pointed_to_pretrained(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "w.safetensors")
+    assert "pretrained=path" in refusal(CheckpointError, lambda: Learner.load(tmp_path / "w.safetensors")).todo
+
+
+def test_weights_that_do_not_fit_their_own_description_are_refused(saved: tuple[Learner, Path]) -> None:
+    _, path = saved
+    state, description = read_weights(path)
+    state.pop("fc.bias")  # as when a library has changed the network since
+    write_weights(path, state, description)
+    assert "fc.bias" in refusal(CheckpointError, lambda: Learner.load(path)).arrived
+
+
+def test_load_on_a_learner_that_exists_names_load_weights(saved: tuple[Learner, Path]) -> None:
+    learner, path = saved
+    error = refusal(ConfigError, lambda: learner.load(path))
+    assert str(path) in error.arrived
+    assert "learner.load_weights(file)" in error.todo
+
+
+def test_a_place_that_cannot_be_written_to_is_told_and_nothing_is_left_behind(
+    saved: tuple[Learner, Path], tmp_path: Path
+) -> None:
+    learner, path = saved
+    before = path.read_bytes()
+    (tmp_path / "folder").mkdir()
+    for target in (path / "inside.safetensors", tmp_path / "folder"):
+        error = refusal(CheckpointError, lambda target=target: learner.save(target))
+        assert str(target) in error.arrived
+    assert path.read_bytes() == before
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["folder", "saved.safetensors"]
