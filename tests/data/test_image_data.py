@@ -89,6 +89,13 @@ def test_train_without_val_is_split_too(tmp_path: Path) -> None:
     assert repr(data) == "ImageData: 2 classes (ants, bees), 8 train, 2 val pictures"
 
 
+def test_a_folder_may_be_named_from_home(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(shapes_folder.parent))
+    assert len(ImageData.from_folder("~/shapes").part("train")) == len(
+        ImageData.from_folder(shapes_folder).part("train")
+    )
+
+
 def test_test_serves_as_val_where_there_is_no_other(tmp_path: Path) -> None:
     draw(tmp_path, "train/ants/1.png", "train/bees/2.png", "test/ants/3.png")
     data = ImageData.from_folder(tmp_path)

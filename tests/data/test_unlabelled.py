@@ -75,6 +75,19 @@ def test_a_tensor_is_one_picture_or_a_batch_of_them_untouched(tensor: torch.Tens
         assert torch.equal(found, expected)
 
 
+def test_a_photograph_held_on_its_side_is_upright_from_its_file_and_from_memory(tmp_path: Path) -> None:
+    note = Image.Exif()
+    note[0x0112] = 6  # the orientation: turned by a quarter
+    path = tmp_path / "phone.png"
+    Image.effect_noise((8, 5), 90).save(path, exif=note)
+    with Image.open(path) as picture:
+        pictures = PictureList.of([path, picture])
+        from_file, from_memory = (np.asarray(pictures.sample(place)[0]) for place in range(2))
+        assert picture.size == (8, 5)
+    assert from_file.shape == (8, 5, 3)
+    assert np.array_equal(from_file, from_memory)
+
+
 def test_a_list_may_hold_all_kinds_and_keeps_their_order(folder: Path) -> None:
     images = [folder / "b.png", RED, str(folder / "deep"), torch.stack([PIXELS, PIXELS]), (PIXELS, [folder / "b.png"])]
     pictures = PictureList.of(images)

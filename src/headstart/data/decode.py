@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from headstart.errors import DataError, listing
 
@@ -70,6 +70,21 @@ def to_rgb(picture: Image.Image, name: str = "a picture") -> Image.Image:
     """
     with _failure_named(name):
         return _converted(picture)
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """Turn a picture in memory as its EXIF note says, so that it is what `open_picture` makes of its file.
+
+    The picture is left as it is; one that needs no turning is returned itself.
+
+    Example:
+        >>> upright(Image.new("RGB", (4, 3))).size
+        (4, 3)
+    """
+    with contextlib.suppress(Exception):  # a garbled EXIF note is no reason to refuse a good picture
+        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return ImageOps.exif_transpose(picture)
+    return picture
 
 
 def unreadable(paths: Sequence[Path]) -> list[tuple[Path, str]]:

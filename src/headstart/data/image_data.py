@@ -112,7 +112,7 @@ class ImageData:
         numbers = {"seed": seed, "batch_size": batch_size, "image_size": image_size, "workers": workers}
         _demand(_FOLDER, root=root, **numbers, eval_transform=eval_transform)
         check_augment(augment)
-        parts = scan_parts(Path(root))
+        parts = scan_parts(Path(root).expanduser())
         train, val = parts.train, parts.val
         if val is None:
             kept, held_back = stratified(train.labels, val_fraction, seed)
@@ -267,7 +267,7 @@ class ImageData:
             self.check(name)
             return part, name, self
         if isinstance(what, str | Path):
-            part = scan_known_classes(Path(what), self.classes)
+            part = scan_known_classes(Path(what).expanduser(), self.classes)
             demand_readable(part.paths)
             return part, str(what), self
         if isinstance(what, ImageData):
@@ -280,7 +280,7 @@ class ImageData:
             bound = what if self.preprocessing is None else what.bind(self.preprocessing)
             name = "train" if what.val is None else "val"
             return bound.find(name)
-        return OwnLoader(what), "evaluated", self
+        return OwnLoader(what), "given", self
 
     def check(self, *names: str) -> None:
         """Make sure that every picture of these parts can be read, by its header and end; each part only once.

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from headstart.data.decode import demand_readable, open_picture, to_rgb
+from headstart.data.decode import demand_readable, open_picture, to_rgb, upright
 from headstart.data.preprocessing import Picture, described, is_shaped
 from headstart.data.sources import find_pictures
 from headstart.errors import DataError
@@ -60,7 +60,7 @@ class PictureList:
         picture = self.pictures[index]
         if isinstance(picture, Path):
             return open_picture(picture, least_side), 0
-        return (to_rgb(picture) if isinstance(picture, Image.Image) else picture), 0
+        return (to_rgb(upright(picture)) if isinstance(picture, Image.Image) else picture), 0
 
     def path(self, index: int) -> Path | None:
         """Give where a picture lies, if it lies anywhere."""
@@ -70,7 +70,7 @@ class PictureList:
 
 def _spelt_out(images: Any) -> Sequence[Path | Picture]:
     if isinstance(images, str | Path):
-        path = Path(images)
+        path = Path(images).expanduser()
         return find_pictures(path)[0] if path.is_dir() else [path]
     if isinstance(images, Image.Image):
         return [images]
