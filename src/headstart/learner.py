@@ -141,7 +141,7 @@ class Learner:
         bound = data.bind(opened.preprocessing)
         opened.preprocessing = bound.preprocessing or opened.preprocessing  # loaders may bring one of their own
         self._session = Session(
-            Backbone(opened), bound, choose_loss(loss), counted, optimizer, weight_decay, place, arithmetic, seed
+            Backbone(opened), bound, choose_loss(loss, place), counted, optimizer, weight_decay, place, arithmetic, seed
         )
         self._description = opened.description
         # On an object the class method would silently make another Learner.

@@ -197,8 +197,10 @@ class Session:
         )
 
 
-def choose_loss(loss: str | Loss) -> Loss:
-    """Settle the loss: `"auto"` is cross-entropy, for class ids and for probabilities."""
+def choose_loss(loss: str | Loss, device: torch.device) -> Loss:
+    """Settle the loss: `"auto"` is cross-entropy, for class ids and for probabilities; weights of a module move along."""
+    if isinstance(loss, nn.Module):
+        loss.to(device)
     return functional.cross_entropy if isinstance(loss, str) else loss
 
 
