@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from headstart.data.augment import View
-from headstart.data.preprocessing import described, is_shaped
+from headstart.data.preprocessing import are_shaped, described
 from headstart.data.sources import Source
 from headstart.errors import DataError
 from headstart.randomness import AUGMENTATION, ORDER, derive, generator, seed_sample
@@ -177,18 +177,15 @@ def check_batch(batch: object, classes: int, where: str) -> Pair:
         return images, targets
     if targets.ndim != 1 or targets.dtype == torch.bool:
         raise refuse(f"targets {list(targets.shape)} of {targets.dtype}")
-    least, most = (int(extreme) for extreme in torch.aminmax(targets))
+    labels = targets.tolist()  # for the few of a batch faster than asking the tensor
+    least, most = min(labels), max(labels)
     if least < 0 or most >= classes:
         raise refuse(f"label {least if least < 0 else most}")
     return images, targets.long()
 
 
 def _are_images(images: Tensor) -> bool:
-    return (
-        images.ndim == 4
-        and (images.is_floating_point() or images.dtype == torch.uint8)
-        and all(is_shaped(picture) for picture in images[:1])
-    )
+    return images.ndim == 4 and (images.is_floating_point() or images.dtype == torch.uint8) and are_shaped(images)
 
 
 def worker_count(workers: int | Literal["auto"]) -> int:

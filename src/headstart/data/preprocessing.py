@@ -165,9 +165,13 @@ def described(tensor: Tensor) -> str:
 
 def is_shaped(picture: Tensor) -> bool:
     """Say whether a tensor has the shape of a picture: channels (uint8: 1, 3 or 4) first, then height and width."""
-    if picture.ndim != 3 or picture.numel() == 0:
-        return False
-    return picture.dtype != torch.uint8 or picture.shape[0] in (1, 3, 4)
+    return picture.ndim == 3 and are_shaped(picture)
+
+
+def are_shaped(pictures: Tensor) -> bool:
+    """Say whether the last three axes of a tensor have the shape of a picture."""
+    channels, height, width = pictures.shape[-3:]
+    return channels * height * width > 0 and (pictures.dtype != torch.uint8 or channels in (1, 3, 4))
 
 
 def to_pixels(picture: Image.Image) -> Tensor:

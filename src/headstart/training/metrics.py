@@ -91,6 +91,9 @@ def directions(metrics: "Mapping[str, Metric | None]") -> dict[str, Direction]:
     return found
 
 
+_WAITING = 64  # batches whose losses wait at the most
+
+
 class Tally:
     """Sum up loss and metrics over batches, exactly per sample.
 
@@ -109,10 +112,15 @@ class Tally:
         self._loss = torch.zeros((), dtype=exact, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
         self._samples = 0
+        # Batches of one size wait here to be summed up together: an addition costs a small step several percent.
+        self._size = 0
+        self._losses: list[Tensor] = []
+        self._hits: list[Tensor] = []
         self._names = ["loss", *metrics]
 
     def reset(self) -> None:
         """Start anew."""
+        self._sum_up()
         self._loss.zero_()
         self._correct.zero_()
         self._samples = 0
@@ -128,14 +136,26 @@ class Tally:
             targets: class ids `[batch]`, or probabilities `[batch, classes]`, of which the largest counts.
         """
         samples = targets.shape[0]
+        if samples != self._size or len(self._losses) == _WAITING:
+            self._sum_up()
+        self._size = samples
         self._samples += samples
-        self._loss.add_(loss.detach(), alpha=samples)
+        self._losses.append(loss.detach())
         if self._counts_accuracy or self._metrics:
             classes = targets.argmax(1) if targets.is_floating_point() else targets
             if self._counts_accuracy:
-                self._correct.add_((logits.argmax(1) == classes).count_nonzero())
+                self._hits.append((logits.argmax(1) == classes).count_nonzero())
             for metric in self._metrics.values():
                 metric.update(logits.detach().float(), classes)
+
+    def _sum_up(self) -> None:
+        """Add what waits to the sums, without waiting for the device."""
+        if self._losses:
+            self._loss.add_(torch.stack(self._losses).to(self._loss.dtype).sum(), alpha=self._size)
+        if self._hits:
+            self._correct.add_(torch.stack(self._hits).sum())
+        self._losses.clear()
+        self._hits.clear()
 
     def logs(self, prefix: str = "") -> "Logs":
         """Give a live view: each read tells the means of what has been added so far."""
@@ -145,6 +165,7 @@ class Tally:
         def read() -> float:
             if self._samples == 0:
                 return math.nan
+            self._sum_up()
             if name == "loss":
                 return float(self._loss) / self._samples
             if name == "accuracy" and self._counts_accuracy:

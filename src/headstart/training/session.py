@@ -198,7 +198,7 @@ class Session:
 
 
 def choose_loss(loss: str | Loss, device: torch.device) -> Loss:
-    """Settle the loss: `"auto"` is cross-entropy, for class ids and for probabilities; weights of a module move along."""
+    """Settle the loss: `"auto"` is cross-entropy, for class ids or probabilities; a module moves along."""
     if isinstance(loss, nn.Module):
         loss.to(device)
     return functional.cross_entropy if isinstance(loss, str) else loss
