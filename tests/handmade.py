@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from headstart import Callback, ImageData, Learner, Run
 from headstart.data.loading import Pair
+from headstart.errors import HeadstartError
 from headstart.model.backbone import Backbone
 from headstart.model.zoo import open_network
 from headstart.training.callback import HOOKS
@@ -18,6 +20,14 @@ from headstart.training.optimizer import make_optimizer
 
 CLASSES = ("circle", "square", "triangle")
 CPU = torch.device("cpu")
+
+
+def refusal(kind: type[HeadstartError], act: Callable[[], object]) -> HeadstartError:
+    """Give the error that `act` raises, after checking that it has its three parts."""
+    with pytest.raises(kind) as caught:
+        act()
+    assert all((caught.value.arrived, caught.value.needed, caught.value.todo))
+    return caught.value
 
 
 def pairs(*sizes: int, seed: int = 0, side: int = 6) -> list[Pair]:

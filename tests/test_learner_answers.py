@@ -9,22 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from handmade import At, made_learner, pairs, same, weights
+from handmade import At, made_learner, pairs, refusal, same, weights
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms.functional import pil_to_tensor
 
 from headstart import ImageData, Learner
-from headstart.errors import BackboneError, ConfigError, DataError, HeadstartError
-
-
-def refusal(kind: type[HeadstartError], act: Callable[[], object]) -> HeadstartError:
-    """Give the error that `act` raises, after checking that it has its three parts."""
-    with pytest.raises(kind) as caught:
-        act()
-    assert all((caught.value.arrived, caught.value.needed, caught.value.todo))
-    return caught.value
+from headstart.errors import BackboneError, ConfigError, DataError
 
 
 @pytest.fixture

@@ -7,24 +7,16 @@ from typing import Any
 import pytest
 import timm
 import torch
-from handmade import CLASSES, made_learner, pairs, same, weights
+from handmade import CLASSES, made_learner, pairs, refusal, same, weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from headstart import Head, ImageData, Learner
-from headstart.errors import CheckpointError, ConfigError, DataError, HeadstartError
+from headstart.errors import CheckpointError, ConfigError, DataError
 from headstart.training.checkpoint import read_weights, write_weights
 
 SMALL = "torchvision/shufflenet_v2_x0_5"
-
-
-def refusal(kind: type[HeadstartError], act: Callable[[], object]) -> HeadstartError:
-    """Give the error that `act` raises, after checking that it has its three parts."""
-    with pytest.raises(kind) as caught:
-        act()
-    assert all((caught.value.arrived, caught.value.needed, caught.value.todo))
-    return caught.value
 
 
 def named_learner(model: str, size: int = 32, **options: Any) -> Learner:

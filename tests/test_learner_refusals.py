@@ -7,19 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from handmade import At, Noting, made_learner, pairs, same, weights
+from handmade import At, Noting, made_learner, pairs, refusal, same, weights
 from torch import nn
 
 from headstart import ImageData, Learner
 from headstart.errors import BackboneError, ConfigError, HeadstartError
-
-
-def refusal(kind: type[HeadstartError], act: Callable[[], object]) -> HeadstartError:
-    """Give the error that `act` raises, after checking that it has its three parts."""
-    with pytest.raises(kind) as caught:
-        act()
-    assert all((caught.value.arrived, caught.value.needed, caught.value.todo))
-    return caught.value
 
 
 @pytest.fixture

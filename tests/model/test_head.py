@@ -1,24 +1,15 @@
 """Heads: described, found, built and put in place; and what is refused before anything is changed."""
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from handmade import refusal
 from torch import nn
 
-from headstart.errors import BackboneError, ConfigError, HeadstartError
+from headstart.errors import BackboneError, ConfigError
 from headstart.model.head import Head, as_head, demand_module, initialise, last_layer, replace_head, width
-
-
-def refusal(kind: type[HeadstartError], act: Callable[[], object]) -> HeadstartError:
-    """Give the error that `act` raises, after checking that it has its three parts."""
-    with pytest.raises(kind) as caught:
-        act()
-    assert all((caught.value.arrived, caught.value.needed, caught.value.todo))
-    return caught.value
-
 
 # What a Head describes
 

@@ -1,17 +1,17 @@
 """Stages: every backbone parameter in exactly one, named and ordered; and every way to say where training starts."""
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import timm
 import torch
+from handmade import refusal
 from timm.layers import PatchDropout
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from headstart.errors import BackboneError, ConfigError, HeadstartError
+from headstart.errors import BackboneError, ConfigError
 from headstart.model.stages import Stage, find_stages, locate
 from headstart.model.zoo import Opened, open_network
 
@@ -47,14 +47,6 @@ NUMBERED = {
     "caformer_s18": ["stem", *(f"stages.{n}" for n in range(4))],
     "torchvision/maxvit_t": ["stem", *(f"blocks.{n}" for n in range(4)), "classifier"],
 }
-
-
-def refusal(kind: type[HeadstartError], act: Callable[[], object]) -> HeadstartError:
-    """Give the error that `act` raises, after checking that it has its three parts."""
-    with pytest.raises(kind) as caught:
-        act()
-    assert all((caught.value.arrived, caught.value.needed, caught.value.todo))
-    return caught.value
 
 
 def opened_without_values(name: str) -> Opened:

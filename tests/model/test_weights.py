@@ -10,19 +10,12 @@ import pytest
 import timm
 import torch
 import torchvision
+from handmade import refusal
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from headstart.errors import BackboneError, CheckpointError, HeadstartError
+from headstart.errors import BackboneError, CheckpointError
 from headstart.model.weights import load_backbone, load_state, named_as, read_state, telling_failures
-
-
-def refusal(kind: type[HeadstartError], act: Callable[[], object]) -> HeadstartError:
-    """Give the error that `act` raises, after checking that it has its three parts."""
-    with pytest.raises(kind) as caught:
-        act()
-    assert all((caught.value.arrived, caught.value.needed, caught.value.todo))
-    return caught.value
 
 
 def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:

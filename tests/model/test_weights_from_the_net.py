@@ -8,7 +8,7 @@ import hashlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,16 @@ import pytest
 import timm
 import torch
 import torchvision
+from handmade import refusal
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from headstart.errors import BackboneError, CheckpointError, HeadstartError
+from headstart.errors import BackboneError, CheckpointError
 from headstart.model.weights import fetch
 from headstart.model.zoo import open_network
 
 SQUEEZENET = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1
 VIT = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
-
-
-def refusal(kind: type[HeadstartError], act: Callable[[], object]) -> HeadstartError:
-    """Give the error that `act` raises, after checking that it has its three parts."""
-    with pytest.raises(kind) as caught:
-        act()
-    assert all((caught.value.arrived, caught.value.needed, caught.value.todo))
-    return caught.value
 
 
 class Site(ThreadingHTTPServer):

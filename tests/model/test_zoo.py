@@ -8,22 +8,14 @@ import pytest
 import timm
 import torch
 import torchvision
-from handmade import same
+from handmade import refusal, same
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from headstart.data.preprocessing import Preprocessing
-from headstart.errors import BackboneError, CheckpointError, HeadstartError
+from headstart.errors import BackboneError, CheckpointError
 from headstart.model.head import Head
 from headstart.model.zoo import open_network, parse_name, rebuild
-
-
-def refusal(kind: type[HeadstartError], act: Callable[[], object]) -> HeadstartError:
-    """Give the error that `act` raises, after checking that it has its three parts."""
-    with pytest.raises(kind) as caught:
-        act()
-    assert all((caught.value.arrived, caught.value.needed, caught.value.todo))
-    return caught.value
 
 
 @pytest.fixture

@@ -120,7 +120,8 @@ class Tally:
 
     def reset(self) -> None:
         """Start anew."""
-        self._sum_up()
+        self._losses.clear()
+        self._hits.clear()
         self._loss.zero_()
         self._correct.zero_()
         self._samples = 0
