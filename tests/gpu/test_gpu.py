@@ -34,7 +34,12 @@ def make(tiny_network):
     """Give a maker of Learners on the GPU over small float batches, 32 pixels wide."""
 
     def learner(train=None, val=None, **options):
-        settings = {"network": tiny_network(), "device": "cuda", "optimizer": "adamw", **options}
+        settings = {
+            "network": tiny_network().to(memory_format=torch.channels_last),
+            "device": "cuda",
+            "optimizer": "adamw",
+            **options,
+        }
         return made_learner(pairs(8, 8, 8, 8, side=32) if train is None else train, val, **settings)
 
     return learner
@@ -51,7 +56,7 @@ def pixels_learner(tiny_network):
     )
 
     def learner(**options):
-        return Learner(tiny_network(), data, device="cuda", **options)
+        return Learner(tiny_network().to(memory_format=torch.channels_last), data, device="cuda", **options)
 
     return learner
 
@@ -131,7 +136,7 @@ def test_mixed_precision_learns_what_full_precision_does(make, precision):
 # Memory.
 
 
-def test_networks_of_convolutions_and_their_batches_stay_channels_last(make, pixels_learner):
+def test_networks_that_like_channels_last_and_their_batches_stay_so(make, pixels_learner):
     for learner in (make(), pixels_learner()):
         formats = []
 

@@ -1,10 +1,13 @@
 """A batch, and its way from a loader to the device."""
 
 import pytest
+import timm
 import torch
-from handmade import CPU
+import torchvision
+from handmade import CPU, pairs
 from torch import nn
 
+from headstart import ImageData, Learner
 from headstart.training.batch import Batch, likes_channels_last, preparer
 
 
@@ -53,7 +56,31 @@ def test_targets_stay_what_they_are():
         assert batch.targets.dtype == targets.dtype
 
 
-def test_networks_of_convolutions_like_channels_last_and_others_do_not(tiny_network):
-    assert likes_channels_last(tiny_network())
-    assert not likes_channels_last(nn.Sequential(nn.Conv2d(3, 4, 16), nn.Flatten(), nn.Linear(4, 4096)))
+def test_library_networks_of_convolutions_like_channels_last_and_others_do_not():
+    assert likes_channels_last(timm.create_model("resnet10t", num_classes=2))
+    assert likes_channels_last(torchvision.models.squeezenet1_1(num_classes=2))
+    assert not likes_channels_last(timm.create_model("test_vit", num_classes=2))
+
+
+def test_a_network_of_ones_own_keeps_the_format_it_came_in(tiny_network):
+    network = tiny_network()
+    assert not likes_channels_last(network)
+    assert likes_channels_last(network.to(memory_format=torch.channels_last))
     assert not likes_channels_last(nn.Flatten())
+
+
+class Viewing(nn.Module):
+    """The network of many tutorials: it flattens its feature maps with `view`, which channels last would not allow."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Conv2d(3, 8, 3, padding=1)
+        self.fc = nn.Linear(8 * 6 * 6, 3)
+
+    def forward(self, images):
+        return self.fc(self.features(images).view(-1, 8 * 6 * 6))
+
+
+def test_a_network_that_views_its_feature_maps_trains():
+    learner = Learner(Viewing(), ImageData.from_loaders(pairs(4, 4), classes=3), device="cpu")
+    assert len(learner.fit(1, 0.01, verbose=False).history["loss"]) == 1

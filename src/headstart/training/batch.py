@@ -44,7 +44,12 @@ def preparer(
 
 
 def likes_channels_last(network: nn.Module) -> bool:
-    """Say whether most of a network's parameters are in 2-D convolutions, which run faster with channels last."""
-    total = sum(parameter.numel() for parameter in network.parameters())
-    in_convolutions = sum(m.weight.numel() for m in network.modules() if isinstance(m, nn.Conv2d))
-    return in_convolutions * 2 > total
+    """Say whether a network and its pictures should lie in memory with channels last.
+
+    timm's and torchvision's should when most of their parameters are in 2-D convolutions, which run faster so. Another
+    one is taken as it came: it may `view` its feature maps in a way that only works in one of the two formats.
+    """
+    weights = [module.weight for module in network.modules() if isinstance(module, nn.Conv2d)]
+    if type(network).__module__.partition(".")[0] not in ("timm", "torchvision"):
+        return any(not w.is_contiguous() and w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+    return sum(w.numel() for w in weights) * 2 > sum(parameter.numel() for parameter in network.parameters())
