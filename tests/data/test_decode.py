@@ -6,11 +6,11 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from handmade import refusal
 from PIL import ExifTags, Image, ImageOps
 
 from headstart.data.decode import demand_readable, open_picture, to_rgb, unreadable
@@ -39,14 +39,6 @@ def png_header(side: int) -> bytes:
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
-
-
-def refusal(act: Callable[[], object]) -> DataError:
-    """Give the error that `act` raises, after checking that it has its three parts."""
-    with pytest.raises(DataError) as caught:
-        act()
-    assert all((caught.value.arrived, caught.value.needed, caught.value.todo))
-    return caught.value
 
 
 def plain(path: Path) -> Image.Image:
@@ -236,7 +228,7 @@ def test_decompression_bombs_are_refused_with_path_and_size(tmp_path: Path, side
     path.write_bytes(png_header(side))
     with warnings.catch_warnings(record=True) as leaked:
         warnings.simplefilter("always")
-        error = refusal(lambda: open_picture(path))
+        error = refusal(DataError, lambda: open_picture(path))
         reason = dict(unreadable([path]))[path]
     assert leaked == []
     assert "bomb.png" in error.arrived
@@ -248,7 +240,7 @@ def test_who_lifts_pillows_limit_may_open_large_pictures(tmp_path: Path, monkeyp
     path = tmp_path / "a.png"
     coloured().save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 48 - 1)
-    refusal(lambda: open_picture(path))
+    refusal(DataError, lambda: open_picture(path))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert open_picture(path).size == (64, 48)
 
@@ -259,7 +251,7 @@ def test_a_cut_off_file_is_refused_and_found(tmp_path: Path, kind: str, share: f
     whole = encoded(coloured(300, 200), kind)
     path = tmp_path / "cut.img"
     path.write_bytes(whole[: int(len(whole) * share)])
-    assert "cut.img" in refusal(lambda: open_picture(path)).arrived
+    assert "cut.img" in refusal(DataError, lambda: open_picture(path)).arrived
     assert [found for found, _ in unreadable([path])] == [path]
 
 
@@ -294,7 +286,7 @@ def test_damage_in_the_middle_is_refused_on_opening(tmp_path: Path) -> None:
     broken[middle : middle + 40] = bytes(40)
     path = tmp_path / "broken.png"
     path.write_bytes(broken)
-    assert "broken.png" in refusal(lambda: open_picture(path)).arrived
+    assert "broken.png" in refusal(DataError, lambda: open_picture(path)).arrived
 
 
 def test_every_kind_of_bad_file_is_found_in_order_with_its_reason(tmp_path: Path) -> None:
@@ -316,7 +308,7 @@ def test_every_kind_of_bad_file_is_found_in_order_with_its_reason(tmp_path: Path
         (pipe, "not a file"),
     ]
     for path in (empty, text, folder, missing, dangling):
-        assert path.name in refusal(lambda path=path: open_picture(path)).arrived
+        assert path.name in refusal(DataError, lambda path=path: open_picture(path)).arrived
 
 
 @pytest.mark.parametrize("error", [struct.error("x"), zlib.error("x"), IndexError(), SyntaxError("x"), EOFError("x")])
@@ -329,13 +321,13 @@ def test_whatever_a_parser_stumbles_over_becomes_a_data_error(
     path = tmp_path / "a.png"
     coloured().save(path)
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load_prepare", stumble)
-    assert (str(error) or type(error).__name__) in refusal(lambda: open_picture(path)).arrived
+    assert (str(error) or type(error).__name__) in refusal(DataError, lambda: open_picture(path)).arrived
 
 
 def test_a_broken_picture_that_was_opened_and_not_yet_read_is_refused_by_the_name_it_is_given() -> None:
     data = encoded(coloured(300, 200), "JPEG")
     picture = Image.open(io.BytesIO(data[: len(data) // 2]))
-    assert "picture 7" in refusal(lambda: to_rgb(picture, "picture 7")).arrived
+    assert "picture 7" in refusal(DataError, lambda: to_rgb(picture, "picture 7")).arrived
 
 
 @pytest.mark.parametrize(
@@ -346,7 +338,7 @@ def test_any_name_opens_and_any_name_can_be_printed_in_an_error(tmp_path: Path, 
     path.write_bytes(encoded(coloured(), "JPEG"))
     assert open_picture(path).size == (64, 48)
     path.write_bytes(b"")
-    for error in (refusal(lambda: open_picture(path)), refusal(lambda: demand_readable([path]))):
+    for error in (refusal(DataError, lambda: open_picture(path)), refusal(DataError, lambda: demand_readable([path]))):
         assert str(error).encode()
         assert "two\nlines" not in str(error)
 
@@ -355,7 +347,7 @@ def test_all_unreadable_files_are_named_in_one_error(tmp_path: Path) -> None:
     good = tmp_path / "good.jpg"
     coloured().save(good)
     missing = [tmp_path / f"missing{number:02}.jpg" for number in range(23)]
-    error = refusal(lambda: demand_readable([good, *missing]))
+    error = refusal(DataError, lambda: demand_readable([good, *missing]))
     assert error.arrived.startswith("23 of 24 pictures cannot be read: ")
     assert all(path.name in error.arrived for path in missing[:20])
     assert error.arrived.endswith("and 3 more")

@@ -1,12 +1,13 @@
 """Datasets and loaders of the user's own become data, and what cannot be trained on is refused at the door."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from handmade import epoch, evaluated, refusal
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
@@ -14,32 +15,13 @@ from torchvision import transforms
 from torchvision.datasets import FakeData, ImageFolder
 
 from headstart import ImageData
-from headstart.data.loading import Batches
 from headstart.data.preprocessing import Preprocessing
-from headstart.errors import ConfigError, DataError, HeadstartError
+from headstart.errors import ConfigError, DataError
 
 SMALL = Preprocessing(image_size=(32, 32), resize=(36, 36))
 TALL = Preprocessing(image_size=(48, 24), resize=(48, 24), crop="squash", interpolation="bicubic")
 PAIR = (torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 1]))
 RED = Image.new("RGB", (40, 30), "red")
-
-
-def refusal(act: Callable[[], object], kind: type[HeadstartError] = DataError) -> HeadstartError:
-    """Give the error that `act` raises, after checking that it has its three parts."""
-    with pytest.raises(kind) as caught:
-        act()
-    assert all((caught.value.arrived, caught.value.needed, caught.value.todo))
-    return caught.value
-
-
-def epoch(batches: Batches, fit: int = 0, number: int = 0) -> tuple[Tensor, Tensor]:
-    """Join the batches of an epoch."""
-    pairs = list(batches.epoch(fit, number))
-    return torch.cat([images for images, _ in pairs]), torch.cat([targets for _, targets in pairs])
-
-
-def evaluated(data: ImageData, part: str) -> tuple[Tensor, Tensor]:
-    return epoch(data.eval_batches(data.part(part), part))
 
 
 class Stream(IterableDataset[Any]):
@@ -138,7 +120,7 @@ def test_classes_may_be_counted(classes: Any) -> None:
 @pytest.mark.parametrize("classes", [0, 1, -3, True, 2.0, "ants", [], ["ant"], ["ant", "bee", "ant"], [1, "1"], 1j])
 def test_what_names_no_classes_is_refused(classes: Any) -> None:
     for door in (ImageData.from_datasets, ImageData.from_loaders):
-        assert refusal(lambda: door([PAIR], classes=classes), ConfigError).arrived == f"classes={classes!r}"  # noqa: B023
+        assert refusal(ConfigError, lambda: door([PAIR], classes=classes)).arrived == f"classes={classes!r}"  # noqa: B023
 
 
 def test_a_subset_has_the_classes_of_the_whole(shapes_folder: Path) -> None:
@@ -157,23 +139,23 @@ def test_datasets_that_number_their_classes_differently_are_refused(shapes_folde
         (tmp_path / kind).symlink_to(shapes_folder / "val" / kind)
     train, val = ImageFolder(str(shapes_folder / "train")), ImageFolder(str(tmp_path))
     assert val.class_to_idx["square"] == 0 != train.class_to_idx["square"]
-    error = refusal(lambda: ImageData.from_datasets(train, val))
+    error = refusal(DataError, lambda: ImageData.from_datasets(train, val))
     assert "val dataset with the classes square, triangle" in error.arrived
     assert "circle, square, triangle" in error.needed
-    assert "test dataset" in refusal(lambda: ImageData.from_datasets(train, test=Subset(val, [0]))).arrived
+    assert "test dataset" in refusal(DataError, lambda: ImageData.from_datasets(train, test=Subset(val, [0]))).arrived
     assert ImageData.from_datasets(train, [(RED, 0)]).classes == tuple(train.classes)
 
 
 @pytest.mark.parametrize("dataset", [FakeData(3), [(RED, 0)], ConcatDataset([Known(["a", "b"])]), Known(None)])
 def test_datasets_that_do_not_know_their_classes_need_them_named(dataset: Any) -> None:
-    assert "classes=" in refusal(lambda: ImageData.from_datasets(dataset), ConfigError).todo
+    assert "classes=" in refusal(ConfigError, lambda: ImageData.from_datasets(dataset)).todo
     assert len(ImageData.from_datasets(dataset, classes=10).classes) == 10
 
 
 @pytest.mark.parametrize("dataset", [Stream(), Measured(), iter([(RED, 0)]), DataLoader(Known(["a", "b"])), None, 5])
 def test_what_is_no_map_style_dataset_is_refused(dataset: Any) -> None:
     for classes in (None, 2):
-        error = refusal(lambda: ImageData.from_datasets(dataset, classes=classes))  # noqa: B023
+        error = refusal(DataError, lambda: ImageData.from_datasets(dataset, classes=classes))  # noqa: B023
         assert type(dataset).__name__ in error.arrived
         assert "from_loaders" in error.todo
 
@@ -181,14 +163,14 @@ def test_what_is_no_map_style_dataset_is_refused(dataset: Any) -> None:
 @pytest.mark.parametrize("part", ["train", "val", "test"])
 def test_an_empty_dataset_is_refused_by_name(part: str) -> None:
     parts: dict[str, Any] = {"train": Known(["a", "b"]), part: Subset(Known(["a", "b"]), [])}
-    assert f"{part} dataset of type Subset" in refusal(lambda: ImageData.from_datasets(**parts)).arrived
+    assert f"{part} dataset of type Subset" in refusal(DataError, lambda: ImageData.from_datasets(**parts)).arrived
 
 
 @pytest.mark.parametrize("sample", [{"image": RED, "label": 0}, (RED, 0, 1), RED, (RED, 2), (RED, "a"), ("a.jpg", 0)])
 def test_samples_that_cannot_be_trained_on_are_refused_by_number(sample: object) -> None:
     data = ImageData.from_datasets([(RED, 0), sample], classes=["a", "b"], workers=0)
     for batches in (data.train_batches(seed=0), data.eval_batches(data.part("train"), "train")):
-        assert "sample 1" in refusal(lambda: epoch(batches)).arrived  # noqa: B023
+        assert "sample 1" in refusal(DataError, lambda: epoch(batches)).arrived  # noqa: B023
 
 
 # Loaders
@@ -232,20 +214,20 @@ def test_pixels_of_a_loader_are_resized_for_the_weights() -> None:
 @pytest.mark.parametrize("part", ["train", "val", "test"])
 @pytest.mark.parametrize("loader", [DataLoader(Stream()), iter([PAIR]), 5, [], DataLoader(Subset(Known(2), []))])
 def test_a_loader_that_cannot_be_counted_or_is_empty_is_refused_by_name(part: str, loader: Any) -> None:
-    error = refusal(lambda: ImageData.from_loaders(**{"train": [PAIR], part: loader}, classes=3))
+    error = refusal(DataError, lambda: ImageData.from_loaders(**{"train": [PAIR], part: loader}, classes=3))
     assert f"{part} loader" in error.arrived
 
 
 def test_train_is_needed() -> None:
-    assert "train loader" in refusal(lambda: ImageData.from_loaders(None, [PAIR], classes=3)).arrived  # type: ignore[arg-type]
-    assert "NoneType" in refusal(lambda: ImageData.from_datasets(None, [PAIR], classes=3)).arrived
+    assert "train loader" in refusal(DataError, lambda: ImageData.from_loaders(None, [PAIR], classes=3)).arrived  # type: ignore[arg-type]
+    assert "NoneType" in refusal(DataError, lambda: ImageData.from_datasets(None, [PAIR], classes=3)).arrived
 
 
 @pytest.mark.parametrize("batch", [{"image": PAIR[0]}, (*PAIR, 0), (PAIR[0][0], PAIR[1]), (PAIR[0], PAIR[1] - 1)])
 def test_a_loader_that_yields_something_else_is_refused_at_the_batch_that_does(batch: Any) -> None:
     data = ImageData.from_loaders([PAIR, batch], [PAIR, batch], classes=3)
-    assert "batch 1 of the train loader" in refusal(lambda: epoch(data.train_batches(seed=0))).arrived
-    assert "batch 1 of the val loader" in refusal(lambda: evaluated(data, "val")).arrived
+    assert "batch 1 of the train loader" in refusal(DataError, lambda: epoch(data.train_batches(seed=0))).arrived
+    assert "batch 1 of the val loader" in refusal(DataError, lambda: evaluated(data, "val")).arrived
 
 
 # Whose preprocessing
@@ -266,5 +248,5 @@ def test_loaders_without_one_are_bound_anew_to_every_network() -> None:
 
 @pytest.mark.parametrize("preprocessing", [224, "imagenet", transforms.ToTensor()])
 def test_a_preprocessing_that_is_none_is_refused(preprocessing: Any) -> None:
-    error = refusal(lambda: ImageData.from_loaders([PAIR], classes=3, preprocessing=preprocessing), ConfigError)
+    error = refusal(ConfigError, lambda: ImageData.from_loaders([PAIR], classes=3, preprocessing=preprocessing))
     assert error.arrived == f"preprocessing={preprocessing!r}"

@@ -1,45 +1,26 @@
 """Pictures can be looked at as the network gets them, and looking changes nothing."""
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from handmade import epoch, evaluated, refusal
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import transforms
 
 from headstart import ImageData
-from headstart.data.loading import Batches
 from headstart.data.preprocessing import Preprocessing, to_pixels
-from headstart.errors import ConfigError, DataError, HeadstartError
+from headstart.errors import ConfigError, DataError
 from headstart.randomness import preserved, seed_sample
 
 SMALL = Preprocessing(image_size=(32, 32), resize=(36, 36))
 PAIR = (torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 1]))
 DRAWS = [lambda: torch.rand(()).item(), random.random, np.random.random]  # one number from each generator
-
-
-def refusal(act: Callable[[], object], kind: type[HeadstartError] = DataError) -> HeadstartError:
-    """Give the error that `act` raises, after checking that it has its three parts."""
-    with pytest.raises(kind) as caught:
-        act()
-    assert all((caught.value.arrived, caught.value.needed, caught.value.todo))
-    return caught.value
-
-
-def epoch(batches: Batches, fit: int = 0, number: int = 0) -> tuple[Tensor, Tensor]:
-    """Join the batches of an epoch."""
-    pairs = list(batches.epoch(fit, number))
-    return torch.cat([images for images, _ in pairs]), torch.cat([targets for _, targets in pairs])
-
-
-def evaluated(data: ImageData, part: str = "val") -> tuple[Tensor, Tensor]:
-    return epoch(data.eval_batches(data.part(part), part))
 
 
 def folder(shapes_folder: Path, **settings: Any) -> ImageData:
@@ -78,14 +59,14 @@ def test_examples_of_a_loader_are_the_first_it_gives(targets: Tensor) -> None:
 @pytest.mark.parametrize("count", [0, -1, 2.5, None])
 def test_a_number_of_pictures_to_show_is_1_or_more(shapes_folder: Path, count: Any) -> None:
     data = folder(shapes_folder)
-    assert refusal(lambda: data.examples("val", count), ConfigError).arrived == f"pictures={count!r}"
-    assert refusal(lambda: data.show_batch(count), ConfigError).arrived == f"pictures={count!r}"
+    assert refusal(ConfigError, lambda: data.examples("val", count)).arrived == f"pictures={count!r}"
+    assert refusal(ConfigError, lambda: data.show_batch(count)).arrived == f"pictures={count!r}"
 
 
 def test_examples_that_do_not_fit_together_are_refused() -> None:
     data = ImageData.from_datasets([(torch.rand(3, 4, 4), 0), (torch.rand(3, 5, 5), 1)], classes=2)
-    assert "[3, 5, 5]" in refusal(lambda: data.examples("train", 2)).arrived
-    assert "[3, 5, 5]" in refusal(lambda: data.show_batch(2)).arrived
+    assert "[3, 5, 5]" in refusal(DataError, lambda: data.examples("train", 2)).arrived
+    assert "[3, 5, 5]" in refusal(DataError, lambda: data.show_batch(2)).arrived
 
 
 def test_a_figure_shows_the_first_batch_of_training_with_its_class_names(shapes_folder: Path) -> None:
@@ -102,7 +83,7 @@ def test_a_figure_of_another_part_shows_it_by_the_book(shapes_folder: Path) -> N
     images, labels = evaluated(data)
     assert titles(figure) == [data.classes[label] for label in labels[:12]]
     assert torch.allclose(drawn(figure).float(), images[:12] / 255)
-    assert "'test'" in refusal(lambda: data.show_batch(part="test"), ConfigError).arrived
+    assert "'test'" in refusal(ConfigError, lambda: data.show_batch(part="test")).arrived
 
 
 @pytest.mark.parametrize("targets", [PAIR[1], torch.eye(3)[PAIR[1]]])

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from handmade import refusal
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
@@ -40,21 +41,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def raised(act: Callable[[], object]) -> Exception | None:
     """Give the error that `act` raises, without the frames it went through.
 
-    They would keep the workers until the garbage is collected, and then wait for them for seconds.
+    They would keep the workers until the garbage is collected, as in `refusal`.
     """
     try:
         act()
     except Exception as error:
         return error.with_traceback(None)
     return None
-
-
-def refusal(act: Callable[[], object]) -> DataError:
-    """Give the DataError that `act` raises, after checking that it has its three parts."""
-    error = raised(act)
-    assert isinstance(error, DataError)
-    assert all((error.arrived, error.needed, error.todo))
-    return error
 
 
 def same(one: list[Pair], other: list[Pair]) -> bool:
@@ -217,7 +210,7 @@ def test_pictures_that_do_not_fit_into_one_batch_are_refused(
 ) -> None:
     source = DatasetSource([(picture, 0) for picture in pictures], ("a", "b"))
     batches = SourceBatches(source, eval_view(SMALL), 2, workers=workers)
-    assert told in refusal(lambda: list(batches.epoch(0, 0))).arrived
+    assert told in refusal(DataError, lambda: list(batches.epoch(0, 0))).arrived
 
 
 # Trouble
@@ -232,11 +225,11 @@ def test_a_picture_that_is_gone_or_broken_is_named_from_any_process(
     paths[11].unlink()
     batches = SourceBatches(source, eval_view(SMALL), 4, workers=workers)
     found = []
-    error = refusal(lambda: [found.append(pair) for pair in batches.epoch(0, 0)])
+    error = refusal(DataError, lambda: [found.append(pair) for pair in batches.epoch(0, 0)])
     assert str(paths[11]) in error.arrived
     assert len(found) == 2
     paths[11].write_bytes(paths[10].read_bytes()[:400])
-    assert str(paths[11]) in refusal(lambda: list(batches.epoch(0, 0))).arrived
+    assert str(paths[11]) in refusal(DataError, lambda: list(batches.epoch(0, 0))).arrived
     shutil.copy(paths[10], paths[11])
     assert len([*batches.epoch(0, 0)]) == 5
 
@@ -247,7 +240,7 @@ def test_an_error_does_not_keep_workers_waiting() -> None:
     before = multiprocessing.active_children()
     gc.disable()
     try:
-        refusal(lambda: list(SourceBatches(source, eval_view(SMALL), 1, workers=1).epoch(0, 0)))
+        refusal(DataError, lambda: list(SourceBatches(source, eval_view(SMALL), 1, workers=1).epoch(0, 0)))
         assert multiprocessing.active_children() == before
     finally:
         gc.enable()
@@ -257,7 +250,7 @@ def test_an_error_does_not_keep_workers_waiting() -> None:
 def test_a_label_out_of_range_is_named_from_any_process(workers: int) -> None:
     source = DatasetSource([(Image.new("RGB", (8, 8)), label) for label in (0, 1, 7)], ("a", "b"))
     batches = SourceBatches(source, eval_view(SMALL), 8, workers=workers)
-    assert "sample 2" in refusal(lambda: list(batches.epoch(0, 0))).arrived
+    assert "sample 2" in refusal(DataError, lambda: list(batches.epoch(0, 0))).arrived
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -387,7 +380,7 @@ def test_a_distributed_sampler_is_told_the_epoch() -> None:
     ],
 )
 def test_a_loader_without_length_or_batch_is_refused(loader: Any, told: str) -> None:
-    error = refusal(lambda: loader_length(loader, "val"))
+    error = refusal(DataError, lambda: loader_length(loader, "val"))
     assert told in error.arrived
     assert "val" in error.arrived
 
@@ -397,7 +390,7 @@ def test_a_loader_that_can_be_gone_through_only_once_is_refused_the_second_time(
     once.batches = iter(once.batches)  # type: ignore[assignment]
     batches = own(once)
     assert len([*batches.epoch(0, 0)]) == 1
-    error = refusal(lambda: list(batches.epoch(0, 1)))
+    error = refusal(DataError, lambda: list(batches.epoch(0, 1)))
     assert "train loader" in error.arrived
 
 
@@ -434,7 +427,7 @@ def test_a_loader_that_can_be_gone_through_only_once_is_refused_the_second_time(
 def test_a_batch_that_cannot_be_trained_on_is_refused_with_its_place(batch: object, told: str) -> None:
     batches = own([PAIR, batch, PAIR])
     found: list[Pair] = []
-    error = refusal(lambda: [found.append(pair) for pair in batches.epoch(0, 0)])
+    error = refusal(DataError, lambda: [found.append(pair) for pair in batches.epoch(0, 0)])
     assert len(found) == 1
     assert "batch 1 of the train loader" in error.arrived
     assert told in error.arrived

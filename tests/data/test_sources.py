@@ -2,13 +2,14 @@
 
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from handmade import refusal
 from PIL import Image
 from torch.utils.data import IterableDataset
 from torchvision.datasets import ImageFolder
@@ -38,14 +39,6 @@ def draw(root: Path, *names: str) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (4, 4), "red").save(path, "PNG")
     return root
-
-
-def refusal(act: Callable[[], object]) -> DataError:
-    """Give the error that `act` raises, after checking that it has its three parts."""
-    with pytest.raises(DataError) as caught:
-        act()
-    assert all((caught.value.arrived, caught.value.needed, caught.value.todo))
-    return caught.value
 
 
 def names(paths: list[Path], root: Path) -> list[str]:
@@ -114,7 +107,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "scandir", locked)
-    error = refusal(lambda: find_pictures(tmp_path))
+    error = refusal(DataError, lambda: find_pictures(tmp_path))
     assert str(tmp_path) in error.arrived
     assert "Permission denied" in error.arrived
 
@@ -162,26 +155,26 @@ def test_a_missing_folder_is_named_in_full_with_what_was_probably_meant(
 ) -> None:
     draw(tmp_path, "flowers/train/roses/1.png")
     monkeypatch.chdir(tmp_path)
-    error = refusal(lambda: scan_classes(Path("flovers/train")))
+    error = refusal(DataError, lambda: scan_classes(Path("flovers/train")))
     assert str(tmp_path / "flovers" / "train") in error.arrived
     assert "'flowers'" in error.todo
-    assert refusal(lambda: scan_classes(tmp_path / "flowers" / "zebra")).todo.startswith("Check the path")
+    assert refusal(DataError, lambda: scan_classes(tmp_path / "flowers" / "zebra")).todo.startswith("Check the path")
 
 
 def test_a_file_is_no_folder_of_classes(tmp_path: Path) -> None:
     draw(tmp_path, "pictures.zip")
     for path in (tmp_path / "pictures.zip", tmp_path / "pictures.zip" / "train"):
-        refusal(lambda path=path: scan_classes(path))
-    assert "is a file" in refusal(lambda: scan_parts(tmp_path / "pictures.zip")).arrived
+        refusal(DataError, lambda path=path: scan_classes(path))
+    assert "is a file" in refusal(DataError, lambda: scan_parts(tmp_path / "pictures.zip")).arrived
 
 
 def test_no_class_folder_at_all_is_refused_with_the_number_of_pictures(tmp_path: Path) -> None:
-    error = refusal(lambda: scan_classes(draw(tmp_path, "1.png", "2.png")))
+    error = refusal(DataError, lambda: scan_classes(draw(tmp_path, "1.png", "2.png")))
     assert "no folder and 2 pictures" in error.arrived
 
 
 def test_one_class_is_refused_with_a_hint_to_look_further_down(tmp_path: Path) -> None:
-    error = refusal(lambda: scan_classes(draw(tmp_path, "flowers/roses/1.png", "flowers/tulips/2.png")))
+    error = refusal(DataError, lambda: scan_classes(draw(tmp_path, "flowers/roses/1.png", "flowers/tulips/2.png")))
     assert "'flowers'" in error.arrived
     assert repr(str(tmp_path / "flowers")) in error.todo
 
@@ -189,7 +182,7 @@ def test_one_class_is_refused_with_a_hint_to_look_further_down(tmp_path: Path) -
 def test_all_empty_classes_are_named(tmp_path: Path) -> None:
     draw(tmp_path, "ants/1.png", "bees/", "cats/", "dogs/2.png")
     (tmp_path / "cats" / "cat.gif").touch()
-    error = refusal(lambda: scan_classes(tmp_path))
+    error = refusal(DataError, lambda: scan_classes(tmp_path))
     assert "'bees', 'cats'" in error.arrived
     assert "ants" not in error.arrived.replace(str(tmp_path), "")
 
@@ -249,23 +242,23 @@ def test_labels_go_by_name_also_when_val_lacks_a_class_or_has_it_empty(tmp_path:
 @pytest.mark.parametrize("part", ["val", "test"])
 def test_a_class_that_train_does_not_have_is_refused_with_the_nearest(tmp_path: Path, part: str) -> None:
     draw(tmp_path, *TRAIN, f"{part}/ant/3.png", f"{part}/bees/4.png", f"{part}/zebras/5.png")
-    error = refusal(lambda: scan_parts(tmp_path))
+    error = refusal(DataError, lambda: scan_parts(tmp_path))
     assert "'ant', 'zebras'" in error.arrived
     assert "'ants'" in error.todo
 
 
 @pytest.mark.parametrize("val", ["val/", "val/3.png", "val/ants/"])
 def test_val_without_a_picture_in_a_class_folder_is_refused(tmp_path: Path, val: str) -> None:
-    assert "val" in refusal(lambda: scan_parts(draw(tmp_path, *TRAIN, val))).arrived
+    assert "val" in refusal(DataError, lambda: scan_parts(draw(tmp_path, *TRAIN, val))).arrived
 
 
 def test_parts_without_train_are_not_taken_for_classes(tmp_path: Path) -> None:
     draw(tmp_path, "training/ants/1.png", "training/bees/2.png", "testing/ants/3.png", "testing/bees/4.png")
-    assert "'train'" in refusal(lambda: scan_parts(tmp_path)).todo
+    assert "'train'" in refusal(DataError, lambda: scan_parts(tmp_path)).todo
 
 
 def test_a_flat_train_folder_is_refused(tmp_path: Path) -> None:
-    error = refusal(lambda: scan_parts(draw(tmp_path, "train/1.png", "train/2.png", "test/3.png")))
+    error = refusal(DataError, lambda: scan_parts(draw(tmp_path, "train/1.png", "train/2.png", "test/3.png")))
     assert "from_datasets" in error.todo
 
 
@@ -352,7 +345,7 @@ def test_labels_may_be_any_kind_of_whole_number(label: object) -> None:
 )
 def test_other_labels_are_refused_with_the_number_of_the_sample(label: object) -> None:
     source = DatasetSource([(RED, 0), (RED, label)], ("ants", "bees"))
-    error = refusal(lambda: source.sample(1))
+    error = refusal(DataError, lambda: source.sample(1))
     assert "sample 1" in error.arrived
     assert "[0, 2)" in error.needed
 
@@ -373,12 +366,12 @@ def test_other_labels_are_refused_with_the_number_of_the_sample(label: object) -
     ],
 )
 def test_other_pictures_are_refused_with_the_number_of_the_sample(picture: object) -> None:
-    assert "sample 0" in refusal(lambda: of(picture).sample(0)).arrived
+    assert "sample 0" in refusal(DataError, lambda: of(picture).sample(0)).arrived
 
 
 @pytest.mark.parametrize("sample", [RED, (RED,), (RED, 0, 0), {"image": RED, "label": 0}, None])
 def test_samples_that_are_no_pairs_are_refused_with_their_number(sample: object) -> None:
-    assert "sample 0" in refusal(lambda: DatasetSource([sample], ("a", "b")).sample(0)).arrived
+    assert "sample 0" in refusal(DataError, lambda: DatasetSource([sample], ("a", "b")).sample(0)).arrived
 
 
 def test_a_broken_picture_of_a_dataset_is_refused_with_the_number_of_the_sample(tmp_path: Path) -> None:
@@ -386,7 +379,7 @@ def test_a_broken_picture_of_a_dataset_is_refused_with_the_number_of_the_sample(
     whole = (tmp_path / "1.png").read_bytes()
     (tmp_path / "1.png").write_bytes(whole[: whole.index(b"IDAT") + 6])
     with Image.open(tmp_path / "1.png") as picture:
-        assert "sample 0" in refusal(lambda: of(picture).sample(0)).arrived
+        assert "sample 0" in refusal(DataError, lambda: of(picture).sample(0)).arrived
 
 
 def test_a_part_of_a_dataset_names_samples_by_their_number_in_the_whole() -> None:
@@ -394,7 +387,7 @@ def test_a_part_of_a_dataset_names_samples_by_their_number_in_the_whole() -> Non
     part = source.part([3, 2, 0]).part([1, 2])
     assert (len(source), len(part), part.classes, part.path(0)) == (4, 2, ("ants", "bees"), None)
     assert part.sample(1)[1] == 0
-    assert "sample 2" in refusal(lambda: part.sample(0)).arrived
+    assert "sample 2" in refusal(DataError, lambda: part.sample(0)).arrived
 
 
 class Stream(IterableDataset[Any]):
@@ -407,7 +400,7 @@ class Stream(IterableDataset[Any]):
 
 @pytest.mark.parametrize("dataset", [Stream(), iter([]), {1, 2}, None])
 def test_datasets_whose_samples_cannot_be_had_by_number_are_refused(dataset: object) -> None:
-    assert type(dataset).__name__ in refusal(lambda: DatasetSource(dataset, ("ants", "bees"))).arrived
+    assert type(dataset).__name__ in refusal(DataError, lambda: DatasetSource(dataset, ("ants", "bees"))).arrived
 
 
 def test_both_kinds_are_sources(tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from handmade import refusal
 from PIL import Image
 
 from headstart.data.decode import open_picture
@@ -18,14 +18,6 @@ from headstart.errors import DataError
 
 RED = Image.new("RGB", (5, 3), "red")
 PIXELS = torch.zeros(3, 8, 8, dtype=torch.uint8)
-
-
-def refusal(act: Callable[[], object]) -> DataError:
-    """Give the error that `act` raises, after checking that it has its three parts."""
-    with pytest.raises(DataError) as caught:
-        act()
-    assert all((caught.value.arrived, caught.value.needed, caught.value.todo))
-    return caught.value
 
 
 @pytest.fixture
@@ -102,7 +94,7 @@ def test_files_are_decoded_when_their_turn_comes_and_as_small_as_asked_for(tmp_p
     pictures = PictureList.of(tmp_path)
     assert [getattr(pictures.sample(0, side)[0], "size", None) for side in (None, 128)] == [(400, 300), (200, 150)]
     (tmp_path / "a.jpg").unlink()
-    assert str(tmp_path / "a.jpg") in refusal(lambda: pictures.sample(0)).arrived
+    assert str(tmp_path / "a.jpg") in refusal(DataError, lambda: pictures.sample(0)).arrived
 
 
 def test_a_list_of_pictures_is_a_source_and_travels_to_workers(folder: Path) -> None:
@@ -126,13 +118,13 @@ def test_photographs_of_a_folder_are_all_there(assets: Path) -> None:
 
 @pytest.mark.parametrize("images", [[], (), [[], []], torch.zeros(0, 3, 8, 8)])
 def test_nothing_is_refused(images: Any) -> None:
-    assert "no picture" in refusal(lambda: PictureList.of(images)).arrived
+    assert "no picture" in refusal(DataError, lambda: PictureList.of(images)).arrived
 
 
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_folder_without_pictures_is_refused_by_name(tmp_path: Path, kind: Any) -> None:
     (tmp_path / "notes.txt").touch()
-    assert str(tmp_path) in refusal(lambda: PictureList.of(kind(tmp_path))).arrived
+    assert str(tmp_path) in refusal(DataError, lambda: PictureList.of(kind(tmp_path))).arrived
 
 
 def test_all_files_that_cannot_be_read_are_named_at_once(folder: Path) -> None:
@@ -140,7 +132,7 @@ def test_all_files_that_cannot_be_read_are_named_at_once(folder: Path) -> None:
     (folder / "words.jpg").write_text("no picture")
     whole = (folder / "a.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
-    error = refusal(lambda: PictureList.of([folder, folder / "missing.jpg", RED]))
+    error = refusal(DataError, lambda: PictureList.of([folder, folder / "missing.jpg", RED]))
     assert "4 of 7" in error.arrived
     for name in ("empty.png", "words.jpg", "cut.png", "missing.jpg"):
         assert str(folder / name) in error.arrived
@@ -169,9 +161,9 @@ def test_all_files_that_cannot_be_read_are_named_at_once(folder: Path) -> None:
     ],
 )
 def test_what_is_no_picture_is_refused_with_its_kind(images: Any, told: str) -> None:
-    assert told in refusal(lambda: PictureList.of(images)).arrived
+    assert told in refusal(DataError, lambda: PictureList.of(images)).arrived
 
 
 def test_the_way_from_an_array_is_told() -> None:
-    error = refusal(lambda: PictureList.of(np.zeros((8, 8, 3), np.uint8)))
+    error = refusal(DataError, lambda: PictureList.of(np.zeros((8, 8, 3), np.uint8)))
     assert "fromarray" in error.todo
