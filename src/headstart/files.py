@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from http.client import HTTPException
 from pathlib import Path
 
-from headstart.errors import CheckpointError
+from headstart.errors import CheckpointError, ConfigError
 
 _HEADERS = {"User-Agent": "headstart"}
 
@@ -58,6 +58,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):  # gone by its new name, or never made
             temporary.unlink()
+
+
+def demand_writable(folder: Path, who: str) -> None:
+    """Refuse a folder that could neither be written to nor be made, before there is anything to write.
+
+    Raises:
+        ConfigError: it, or the nearest folder above it that exists, is a file or cannot be written to.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(
+            f"{there}, which " + ("cannot be written to" if there.is_dir() else "is a file"),
+            f"a folder, for {folder} to be made or filled",
+            f"Give {who} another path.",
+        )
 
 
 def _flush(path: Path) -> None:

@@ -31,6 +31,7 @@ from headstart.training.checkpoint import (
 )
 from headstart.training.history import History
 from headstart.training.metrics import make_metrics
+from headstart.training.optimizer import OptimizerFactory, demand_known
 from headstart.training.precision import PrecisionName, choose_device, choose_precision
 from headstart.training.session import FitPlan, Session, choose_loss
 from headstart.version import VERSION
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from headstart.training.loop import Loss
-    from headstart.training.optimizer import OptimizerFactory
 
 Images = str | Path | Image.Image | Tensor | Sequence[Any]
 """What `predict` takes: a path, a folder, a PIL picture, tensors, or a list of such things."""
@@ -89,7 +89,7 @@ class Learner:
         head: HeadLike = None,
         loss: "str | Loss" = "auto",
         metrics: "Sequence[str | Metric]" = ("accuracy",),
-        optimizer: "str | OptimizerFactory" = "adamw",
+        optimizer: str | OptimizerFactory = "adamw",
         weight_decay: float | None = None,
         precision: PrecisionName = "auto",
         device: str | torch.device = "auto",
@@ -112,6 +112,7 @@ class Learner:
         demands.settle()
         choose_precision(precision, choose_device(device))
         make_metrics(metrics, len(data.classes))
+        demand_known(optimizer)
         with preserved():
             torch.manual_seed(derive(WEIGHTS, seed))
             opened = open_network(
@@ -127,7 +128,7 @@ class Learner:
         data: ImageData,
         loss: "str | Loss" = "auto",
         metrics: "Sequence[str | Metric]" = ("accuracy",),
-        optimizer: "str | OptimizerFactory" = "adamw",
+        optimizer: str | OptimizerFactory = "adamw",
         weight_decay: float | None = None,
         precision: PrecisionName = "auto",
         device: str | torch.device = "auto",

@@ -5,7 +5,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from handmade import At, Script, made_learner, pairs
+from handmade import At, Script, made_learner, pairs, refusal, same, weights
 
 from headstart import CheckpointError, ConfigError, CSVLogger, EarlyStopping, ProgressBar, StopTraining
 from headstart.callbacks import reporting
@@ -213,6 +213,16 @@ def test_a_fit_that_fails_keeps_the_epochs_that_ended(tmp_path):
     assert len(rows(path)) == 2
 
 
+def test_a_path_below_a_file_is_refused_before_the_first_batch(tmp_path):
+    (tmp_path / "log").write_text("a file")
+    learner = made_learner()
+    before = weights(learner)
+    path = tmp_path / "log" / "log.csv"
+    error = refusal(ConfigError, lambda: learner.fit(1, 0.01, callbacks=[CSVLogger(path)], verbose=False))
+    assert error.arrived == f"{tmp_path / 'log'}, which is a file"
+    assert same(weights(learner), before)
+
+
 def test_a_path_that_is_a_folder_is_refused_before_the_first_batch(tmp_path):
     with pytest.raises(ConfigError) as caught:
         made_learner().fit(1, 0.01, callbacks=[CSVLogger(tmp_path)], verbose=False)
@@ -224,6 +234,6 @@ def test_a_path_that_is_a_folder_is_refused_before_the_first_batch(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_told(tmp_path):
-    (tmp_path / "mine").write_text("a file")
+    block = At(on_epoch_begin=lambda callback, epoch, logs: (tmp_path / "mine").write_text("a file"))
     with pytest.raises(CheckpointError, match="could not be written"):
-        made_learner().fit(1, 0.01, callbacks=[CSVLogger(tmp_path / "mine" / "log.csv")], verbose=False)
+        made_learner().fit(1, 0.01, callbacks=[CSVLogger(tmp_path / "mine" / "log.csv"), block], verbose=False)

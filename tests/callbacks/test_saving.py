@@ -191,17 +191,17 @@ def test_an_overwriting_run_that_is_refused_leaves_the_old_one(tmp_path):
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "fit-1").write_text("mine")
-    with pytest.raises(ConfigError, match=r"fit-1, which is a file[\s\S]*a folder[\s\S]*Name another directory"):
+    with pytest.raises(ConfigError, match=r"fit-1, which is a file[\s\S]*a folder[\s\S]*ModelCheckpoint another"):
         fitted(ModelCheckpoint(tmp_path), [1])
     (tmp_path / "runs").write_text("mine")
-    with pytest.raises(ConfigError, match=r"runs, which is a file[\s\S]*a folder[\s\S]*Name another directory"):
+    with pytest.raises(ConfigError, match=r"runs, which is a file[\s\S]*a folder[\s\S]*ModelCheckpoint another"):
         fitted(ModelCheckpoint(tmp_path / "runs"), [1])
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused_before_the_first_batch(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
     noting = Noting()
-    with pytest.raises(ConfigError, match=r"which cannot be written to[\s\S]*fit-1 to be made[\s\S]*Name another"):
+    with pytest.raises(ConfigError, match=r"which cannot be written to[\s\S]*fit-1 to be made[\s\S]*another path"):
         fitted(ModelCheckpoint(tmp_path / "runs"), [1], callbacks=[noting])
     assert noting.notes == []
 

@@ -354,7 +354,17 @@ def test_a_folder_is_found_and_labelled_by_the_names_of_its_classes(
 def test_a_folder_with_other_classes_is_refused(shapes_folder: Path, tmp_path: Path) -> None:
     data = folder(shapes_folder)
     assert "'star'" in refusal(DataError, lambda: data.find(draw(tmp_path, "star/1.png"))).arrived
-    assert "does not exist" in refusal(DataError, lambda: data.find("tset")).arrived
+    assert "does not exist" in refusal(DataError, lambda: data.find("somewhere")).arrived
+
+
+def test_a_misspelt_part_is_no_folder(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = folder(shapes_folder)
+    error = refusal(ConfigError, lambda: data.find("vla"))
+    assert "the part 'vla'" in error.arrived
+    assert error.todo.startswith("Did you mean 'val'?")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(shapes_folder / "val", "vla")
+    assert len(data.find("vla")[0]) == 27
 
 
 def test_other_data_is_found_by_its_val_part_or_its_train_part_and_seen_as_this_data_is(shapes_folder: Path) -> None:

@@ -188,15 +188,15 @@ def test_layers_are_the_stages_and_the_head_and_their_counts_add_up(tiny: Backbo
 
 def test_layers_print_as_a_table(tiny: Backbone) -> None:
     tiny.train_from(2)
-    tiny.lr_scales = [0.25, 0.5, 1.0, 10.0]
+    tiny.lr_scales = [0.0625, 0.25, 1.0, 10.0]
     assert str(tiny.layers) == repr(tiny.layers)
     assert [line.split() for line in str(tiny.layers).splitlines()] == [
         ["index", "stage", "parameters", "trains", "lr", "scale"],
         ["-" * len(str(tiny.layers).splitlines()[1])],
-        ["0", "stem", "232", "frozen", "0.25"],
-        ["1", "stage1", "1,184", "frozen", "0.50"],
-        ["2", "stage2", "4,672", "yes", "1.00"],
-        ["fc", "(head)", "99", "yes", "10.00"],
+        ["0", "stem", "232", "frozen", "0.0625"],
+        ["1", "stage1", "1,184", "frozen", "0.25"],
+        ["2", "stage2", "4,672", "yes", "1"],
+        ["fc", "(head)", "99", "yes", "10"],
     ]
 
 

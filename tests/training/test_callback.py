@@ -4,7 +4,7 @@ import inspect
 import math
 
 import pytest
-from handmade import At, Noting, made_learner, made_run, pairs
+from handmade import At, Noting, made_learner, made_run, pairs, refusal
 
 from headstart import Callback, ConfigError, EarlyStopping, LearningRateScheduler, LRSchedule, Order, cosine
 from headstart.training.callback import HOOKS, Hooks, Monitor, check_callbacks
@@ -42,6 +42,7 @@ def test_the_hooks_are_keras_and_five_more_with_the_same_arguments():
         ("on_epoch_ends", "on_epoch_end"),
         ("on_batch_end", "on_train_batch_end"),
         ("on_train_epoch_end", "on_train_end"),
+        ("on_batch_begin", "on_train_batch_begin"),
         ("on_gpu", None),
     ],
 )
@@ -53,6 +54,11 @@ def test_an_unknown_hook_is_refused_while_the_class_is_made(misspelt, nearest):
     assert "without on_" in caught.value.todo
     if nearest:
         assert f"'{nearest}'" in caught.value.todo
+
+
+def test_keras_short_names_of_hooks_lead_to_the_full_ones():
+    error = refusal(ConfigError, lambda: type("Mine", (Callback,), {"on_batch_end": lambda self: None}))
+    assert error.todo.startswith("Did you mean 'on_train_batch_end'?")
 
 
 def test_an_unknown_hook_is_refused_also_when_it_comes_from_a_mixin():

@@ -4,10 +4,16 @@ import math
 
 import pytest
 import torch
-from handmade import CPU
+from handmade import CPU, refusal
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
 
 from headstart import ConfigError
 from headstart.training.metrics import Logs, Tally, directions, make_metrics
@@ -123,6 +129,22 @@ def test_an_unknown_metric_is_refused_with_the_nearest_name():
     assert caught.value.arrived == "the metric 'acuracy'"
     assert "accuracy, top5_accuracy, balanced_accuracy" in caught.value.needed
     assert "Did you mean 'accuracy'" in caught.value.todo
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        (MulticlassAccuracy(3, average=None), "gives [3]"),
+        (MulticlassConfusionMatrix(3), "gives [3, 3]"),
+        (MulticlassAccuracy(5), "fails: "),
+        (BinaryAccuracy(), "fails: "),
+    ],
+)
+def test_a_metric_that_gives_no_single_number_for_these_classes_is_refused(metric, told):
+    error = refusal(ConfigError, lambda: make_metrics([metric], 3))
+    assert f"the metric {type(metric).__name__}, which {told}" in error.arrived
+    assert "num_classes=3" in error.todo
+    assert metric.update_count == 0
 
 
 @pytest.mark.parametrize("twice", [["f1", "f1"], [MulticlassAccuracy(3), MulticlassAccuracy(3, top_k=2)]])

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from handmade import CLASSES, CPU, At, made_learner, made_run, pairs, plain_network, same, weights
+from handmade import CLASSES, CPU, At, made_learner, made_run, pairs, plain_network, refusal, same, weights
 from torch import nn
 
 from headstart import ConfigError
@@ -11,6 +11,7 @@ from headstart.model.backbone import Backbone
 from headstart.model.zoo import open_network
 from headstart.training.optimizer import (
     carry_over,
+    demand_known,
     demand_trainable,
     forget,
     lr_scales,
@@ -172,15 +173,17 @@ def refused(choice) -> ConfigError:
     return caught.value
 
 
-def test_an_unknown_name_is_refused_with_the_nearest():
-    error = refused("adamm")
+def test_names_and_functions_are_known_and_others_refused_with_the_nearest():
+    for choice in ("adamw", "sgd", "lamb", torch.optim.SGD):
+        demand_known(choice)
+    error = refusal(ConfigError, lambda: demand_known("adamm"))
     assert error.arrived == "optimizer='adamm'"
     assert "Did you mean 'adam" in error.todo
-    assert "'adamw', 'sgd'" in refused(3).needed
+    assert "'adamw', 'sgd'" in refusal(ConfigError, lambda: demand_known(3)).needed
 
 
 def test_an_optimizer_that_exists_already_is_refused():
-    error = refused(torch.optim.SGD(plain_network().parameters()))
+    error = refusal(ConfigError, lambda: demand_known(torch.optim.SGD(plain_network().parameters())))
     assert "a function of parameters" in error.needed
 
 

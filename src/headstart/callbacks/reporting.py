@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from tqdm.auto import tqdm
 
 from headstart.errors import ConfigError, Demands
+from headstart.files import demand_writable
 from headstart.training.callback import Callback, Order
 from headstart.training.metrics import Logs
 from headstart.training.run import Run
@@ -95,7 +96,7 @@ class CSVLogger(Callback):
         path: the file; another fit writes it anew.
 
     Raises:
-        ConfigError: `path` is no path; or, when a fit begins, a folder.
+        ConfigError: `path` is no path; or, when a fit begins, a folder, or in none that can be written to.
 
     Example:
         >>> callbacks = [CSVLogger("log.csv")]
@@ -110,13 +111,14 @@ class CSVLogger(Callback):
         self.path = Path(path)
 
     def check(self, run: Run) -> None:
-        """Refuse a folder."""
+        """Refuse a folder, and a path where no file can be made."""
         if self.path.is_dir():
             raise ConfigError(
                 f"CSVLogger with path={str(self.path)!r}, which is a folder",
                 "the path of a file",
                 f"For example CSVLogger({str(self.path / 'log.csv')!r}).",
             )
+        demand_writable(self.path.parent, "CSVLogger")
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Write all epochs so far."""

@@ -1,11 +1,11 @@
 """What is kept on the disk while training goes on."""
 
 import math
-import os
 from pathlib import Path
 from typing import Any, ClassVar
 
-from headstart.errors import CheckpointError, ConfigError, Demands, is_count
+from headstart.errors import CheckpointError, Demands, is_count
+from headstart.files import demand_writable
 from headstart.training.callback import Callback, Monitor, Order
 from headstart.training.metrics import Logs
 from headstart.training.run import Run
@@ -87,13 +87,7 @@ class ModelCheckpoint(Callback):
         if self._monitor is not None:
             self._monitor.check(run, "ModelCheckpoint")
         folder = self._folder(run)
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise ConfigError(
-                f"{there}, which " + ("cannot be written to" if there.is_dir() else "is a file"),
-                f"a folder, for {folder} to be made or filled",
-                "Name another directory for ModelCheckpoint.",
-            )
+        demand_writable(folder, "ModelCheckpoint")
         if folder.is_dir() and any(folder.iterdir()) and not self.overwrite:
             raise CheckpointError(
                 f"{folder}, which holds another run",

@@ -22,7 +22,7 @@ from headstart.data.sources import DatasetSource, FolderSource, Source, scan_kno
 from headstart.data.splits import stratified
 from headstart.data.unlabelled import PictureList
 from headstart.drawing import contact_sheet
-from headstart.errors import ConfigError, DataError, Demands, is_count, listing
+from headstart.errors import ConfigError, DataError, Demands, is_count, listing, nearest
 from headstart.randomness import preserved
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ class ImageData:
                 f"one of {', '.join(there)}"
                 if there
                 else "data with pictures in it, such as ImageData.from_folder makes",
-                f"Add the part to the data (a folder {name}/, or {name}=...), or name another one.",
+                f"{nearest(name, there)}Add the part to the data (a folder {name}/, or {name}=...), or name another.",
             )
         return found
 
@@ -261,8 +261,8 @@ class ImageData:
             ConfigError: the data has no such part.
             DataError: pictures cannot be read, or classes are not these.
         """
-        if what is None or (isinstance(what, str) and what in ("train", "val", "test")):
-            name = what or "val"
+        if what is None or _names_a_part(what):
+            name = str(what or "val")
             part = self.part(name)
             self.check(name)
             return part, name, self
@@ -401,6 +401,12 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pictures": (is_count, "a whole number of pictures, 1 or more"),
 }
 """What arguments of these names must be, and the words for it."""
+
+
+def _names_a_part(what: object) -> bool:
+    """Say whether this is a part's name, or means to be: no folder is called so."""
+    parts = ("train", "val", "test")
+    return what in parts or (isinstance(what, str) and bool(nearest(what, parts)) and not Path(what).exists())
 
 
 def _demand(todo: str, **arguments: object) -> None:

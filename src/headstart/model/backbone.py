@@ -35,17 +35,20 @@ class Layers(tuple[Layer, ...]):
 
     def __repr__(self) -> str:
         last = len(self) - 1
+        # Each rounded by itself: side by side with a head's 10, a table's decimals would round 0.0625.
+        scales = [f"{row.lr_scale:.4g}" for row in self]
+        width = max(map(len, (*scales, "lr scale")))
         rows = [
             (
                 "" if place == last else place,
                 f"{row.name} (head)" if place == last else row.name,
                 row.parameters,
                 "yes" if row.trainable else "frozen",
-                row.lr_scale,
+                scales[place].rjust(width),
             )
             for place, row in enumerate(self)
         ]
-        return table(("index", "stage", "parameters", "trains", "lr scale"), rows)
+        return table(("index", "stage", "parameters", "trains", "lr scale".rjust(width)), rows)
 
     __str__ = __repr__
 

@@ -94,10 +94,12 @@ class Callback:
         super().__init_subclass__(**keywords)
         for name in dir(cls):
             if name.startswith("on_") and name not in HOOKS:
+                in_full = name.replace("on_", "on_train_", 1)  # Keras also knows on_batch_end
+                meant = f"Did you mean {in_full!r}? " if in_full in HOOKS else nearest(name, HOOKS)
                 raise ConfigError(
                     f"{cls.__name__}.{name}, which nobody would ever call",
                     f"one of the hooks: {', '.join(HOOKS)}",
-                    f"{nearest(name, HOOKS)}Methods that are no hooks need a name without on_.",
+                    f"{meant}Methods that are no hooks need a name without on_.",
                 )
 
     @property

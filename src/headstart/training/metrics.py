@@ -5,6 +5,7 @@ Nothing here makes the device wait before somebody reads a value.
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,8 @@ def make_metrics(metrics: Sequence["str | Metric"], classes: int) -> "dict[str, 
         classes: number of classes.
 
     Raises:
-        ConfigError: an unknown name (the nearest are given), the same name twice, or something that is no metric.
+        ConfigError: an unknown name (the nearest are given), the same name twice, something that is no metric, or a
+            metric that gives anything but one number for logits of these classes.
     """
     made: dict[str, Metric | None] = {}
     for metric in [metrics] if isinstance(metrics, str) else metrics:
@@ -54,8 +56,30 @@ def make_metrics(metrics: Sequence["str | Metric"], classes: int) -> "dict[str, 
         name = metric if isinstance(metric, str) else _snake(type(metric).__name__)
         if name in made:
             raise ConfigError(f"metrics with {name!r} twice", "each metric once", "Remove one of the two.")
-        made[name] = _by_name(name, classes) if isinstance(metric, str) else metric
+        made[name] = _by_name(name, classes) if isinstance(metric, str) else _rehearsed(metric, classes)
     return made
+
+
+def _rehearsed(metric: "Metric", classes: int) -> "Metric":
+    """Make sure that a metric of the user's takes logits of these classes and gives one number, on a copy of it."""
+    copy = metric.clone().cpu()
+    failure: Exception | None = None
+    found: Any = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # two pictures are few
+        try:
+            copy.update(torch.zeros(2, classes), torch.tensor([0, classes - 1]))
+            found = copy.compute()
+        except Exception as error:
+            failure = error
+    if not isinstance(found, Tensor) or found.numel() != 1:
+        gives = f"gives {list(found.shape) if isinstance(found, Tensor) else type(found).__name__}"
+        raise ConfigError(
+            f"the metric {type(metric).__name__}, which {f'fails: {failure}' if failure else gives}",
+            f"a metric that turns logits [batch, {classes}] and class ids [batch] into one number",
+            f"Give it num_classes={classes} and an average, such as average='macro'.",
+        ) from failure
+    return metric
 
 
 def _by_name(name: str, classes: int) -> "Metric | None":

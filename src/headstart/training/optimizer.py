@@ -75,7 +75,7 @@ def make_optimizer(
         device: where the parameters are; decides whether a fused kernel exists.
 
     Raises:
-        ConfigError: an unknown name, an optimizer that needs more than gradients, or one with groups of its own.
+        ConfigError: the optimizer cannot be made here, needs more than gradients, or has groups of its own.
     """
     if weight_decay is None and isinstance(choice, str):
         weight_decay = 0.0 if re.search("sgd|momentum|nesterov", choice) else 0.01
@@ -118,6 +118,17 @@ def _demand_first_order(optimizer: Optimizer) -> None:
     )
 
 
+def demand_known(choice: str | OptimizerFactory) -> None:
+    """Raise a ConfigError when an optimizer's name is none; the nearest names are given."""
+    known = ("adamw", "sgd", *timm.optim.list_optimizers())
+    if not callable(choice) and choice not in known:
+        raise ConfigError(
+            f"optimizer={choice!r}",
+            "'adamw', 'sgd', a name that timm's factory knows, or a function of parameters",
+            f"{nearest(str(choice), known)}`timm.optim.list_optimizers()` lists the names.",
+        )
+
+
 def _by_name(name: str, groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
     # A fused kernel updates all parameters at once; where there is none, foreach is torch's own choice.
     fused = True if device.type in ("cuda", "cpu") else None
@@ -125,13 +136,6 @@ def _by_name(name: str, groups: list[dict[str, Any]], device: torch.device) -> O
         return torch.optim.AdamW(groups, fused=fused)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=1.0, momentum=0.9, fused=fused)
-    known = timm.optim.list_optimizers()
-    if name not in known:
-        raise ConfigError(
-            f"optimizer={name!r}",
-            "'adamw', 'sgd', a name that timm's factory knows, or a function of parameters",
-            f"{nearest(str(name), known)}`timm.optim.list_optimizers()` lists the names.",
-        )
     try:
         optimizer: Optimizer = timm.optim.create_optimizer_v2(groups, name, lr=1.0)
     except (AssertionError, ImportError) as error:
