@@ -4,12 +4,13 @@ What is inside a file is not this room's business.
 """
 
 import contextlib
+import csv
 import hashlib
 import os
 import secrets
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
 
@@ -58,6 +59,25 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):  # gone by its new name, or never made
             temporary.unlink()
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table, whole or not at all, in UTF-8 with lines that end in a line feed.
+
+    Args:
+        path: the file.
+        header: the columns' names.
+        rows: the values, a row at a time. A file name that is no valid text goes through as the bytes it is.
+
+    Raises:
+        CheckpointError: the file cannot be written; choose another folder.
+    """
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+    write_atomically(path, write)
 
 
 def demand_writable(folder: Path, who: str) -> None:

@@ -3,7 +3,6 @@
 How they are computed is not this room's business.
 """
 
-import csv
 import operator
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from headstart.drawing import table
 from headstart.errors import ConfigError, Demands, is_count
-from headstart.files import write_atomically
+from headstart.files import write_csv
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -128,17 +127,10 @@ class Predictions(Sequence[Prediction]):
         Raises:
             CheckpointError: the file cannot be written; choose another folder.
         """
-
-        def write(temporary: Path) -> None:
-            # A file name that is no valid text goes through as the bytes it is.
-            with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(["path", "label", "confidence", *self.classes])
-                columns = zip(self.paths, self.labels, self.confidence.numpy(), self.probabilities.numpy(), strict=True)
-                for picture, label, confidence, row in columns:
-                    writer.writerow([picture, label, str(confidence), *map(str, row)])  # the shortest exact float32
-
-        write_atomically(Path(path), write)
+        columns = zip(self.paths, self.labels, self.confidence.numpy(), self.probabilities.numpy(), strict=True)
+        # NumPy writes the shortest text that is exactly this float32.
+        rows = ([picture, label, str(confidence), *map(str, row)] for picture, label, confidence, row in columns)
+        write_csv(Path(path), ["path", "label", "confidence", *self.classes], rows)
         return Path(path)
 
     def __len__(self) -> int:

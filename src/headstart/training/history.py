@@ -3,7 +3,6 @@
 Who computes them, and what is done about them while a fit runs, is not this room's business.
 """
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from headstart import drawing
 from headstart.errors import ConfigError, listing, nearest
-from headstart.files import write_atomically
+from headstart.files import write_csv
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -176,14 +175,7 @@ class History:
         Raises:
             CheckpointError: the file cannot be written; choose another folder.
         """
-
-        def write(temporary: Path) -> None:
-            with temporary.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(["epoch", *self.history])
-                writer.writerows(zip(self.epoch, *self.history.values(), strict=True))
-
-        write_atomically(Path(path), write)
+        write_csv(Path(path), ["epoch", *self.history], zip(self.epoch, *self.history.values(), strict=True))
         return Path(path)
 
     def state_dict(self) -> dict[str, Any]:
