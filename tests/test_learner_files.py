@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from headstart import Head, ImageData, Learner
+from headstart import CSVLogger, Head, ImageData, Learner, ModelCheckpoint
 from headstart.errors import CheckpointError, ConfigError, DataError
 from headstart.training.checkpoint import read_weights, write_weights
 
@@ -291,3 +291,28 @@ def test_a_place_that_cannot_be_written_to_is_told_and_nothing_is_left_behind(
         assert str(target) in error.arrived
     assert path.read_bytes() == before
     assert sorted(one.name for one in tmp_path.iterdir()) == ["folder", "saved.safetensors"]
+
+
+def test_a_tilde_is_the_home_folder_at_every_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    away.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.chdir(away)
+    learner = made_learner(val=pairs(3))
+    history = learner.fit(1, 0.1, callbacks=[CSVLogger("~/log.csv"), ModelCheckpoint("~/runs")], verbose=False)
+    history.to_csv("~/history.csv")
+    assert learner.save("~/kept.safetensors") == home / "kept.safetensors"
+    learner.load_weights("~/kept.safetensors")
+    with pytest.raises(CheckpointError, match="user's own making"):
+        Learner.load("~/kept.safetensors")
+    learner.predict(torch.zeros(3, 6, 6)).to_csv("~/answers.csv")
+    names = {"log.csv", "runs", "history.csv", "kept.safetensors", "answers.csv"}
+    assert {path.name for path in home.iterdir()} == names
+    assert not list(away.iterdir())
+
+
+def test_a_tilde_of_nobody_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert made_learner().save("~nobody-at-all.safetensors").is_file()

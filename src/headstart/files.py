@@ -19,6 +19,14 @@ from headstart.errors import CheckpointError, ConfigError
 _HEADERS = {"User-Agent": "headstart"}
 
 
+def as_path(path: str | Path) -> Path:
+    """Take a path from the user: `~` is the home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # nobody is called so: then it is a name like any other
+        return Path(path)
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file so that, whatever happens, `path` holds the whole new content or what it held before.
 

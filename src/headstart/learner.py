@@ -14,6 +14,7 @@ from headstart.data.preprocessing import Preprocessing
 from headstart.data.unlabelled import PictureList
 from headstart.drawing import contact_sheet
 from headstart.errors import ConfigError, DataError, Demands, is_count, is_number
+from headstart.files import as_path
 from headstart.insight.predictions import Predictions
 from headstart.model.backbone import Backbone, Layers
 from headstart.model.head import HeadLike, as_head
@@ -418,8 +419,9 @@ class Learner:
             "batch_size": self.data.batch_size,
             "own_eval_transform": self.data.eval_transform is not None,
         }
-        write_weights(Path(path), self.model.state_dict(), description)
-        return Path(path)
+        target = as_path(path)
+        write_weights(target, self.model.state_dict(), description)
+        return target
 
     @classmethod
     def load(cls, file: str | Path, data: ImageData | None = None, device: str | torch.device = "auto") -> Self:
@@ -443,7 +445,8 @@ class Learner:
             >>> loaded.predict("flowers/val/rose").labels == learner.predict("flowers/val/rose").labels
             True
         """
-        state, description = read_weights(Path(file))
+        file = as_path(file)
+        state, description = read_weights(file)
         classes = tuple(description["classes"])
         if data is not None:
             demand_classes(data.classes, classes, file)
@@ -452,7 +455,7 @@ class Learner:
         opened.preprocessing = Preprocessing.from_json(description["preprocessing"])
         demand_same(opened.network.state_dict(), state, file)
         load_state(opened.network, state)
-        opened.description = f"{opened.description.partition(' (')[0]} (weights from {Path(file).name})"
+        opened.description = f"{opened.description.partition(' (')[0]} (weights from {file.name})"
         if data is None:
             # The same batches as before: on a CPU the last bits of a probability depend on the size of its batch.
             transform = _lost_transform if description["own_eval_transform"] else None
@@ -473,12 +476,12 @@ class Learner:
         Example:
             >>> learner.load_weights("flowers.safetensors")
         """
-        own = self.model.state_dict()
-        if is_ours(Path(path)):
-            state, description = read_weights(Path(path))
+        own, path = self.model.state_dict(), as_path(path)
+        if is_ours(path):
+            state, description = read_weights(path)
             demand_classes(self.data.classes, tuple(description["classes"]), path)
         else:
-            state = named_as(own, read_state(Path(path)))
+            state = named_as(own, read_state(path))
         demand_same(own, state, path)
         load_state(self.model, state)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from handmade import At, Noting, Script, made_learner, pairs, same, weights
 
-from headstart import ConfigError, EarlyStopping, StopTraining
+from headstart import ConfigError, EarlyStopping, ImageData, Learner, StopTraining
 
 nan = math.nan
 
@@ -191,3 +191,11 @@ def test_weights_are_kept_off_the_device():
     look = At(on_epoch_begin=lambda c, e, g: e and places.append({t.device for t in stopping._best_weights.values()}))
     fitted(stopping, [1, 2], look)
     assert places == [{torch.device("cpu")}]
+
+
+def test_the_best_weights_of_a_network_that_looks_at_their_version_come_back():
+    train = [(images.repeat(1, 1, 6, 6), targets) for images, targets in pairs(4, 4)]
+    data = ImageData.from_loaders(train, train, classes=3)
+    learner = Learner("torchvision/mnasnet0_5", data, pretrained=False, device="cpu")
+    learner.fit(1, 1e-3, callbacks=[EarlyStopping()], verbose=False)
+    assert learner.history.epoch == [0]

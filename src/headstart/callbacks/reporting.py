@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from tqdm.auto import tqdm
 
 from headstart.errors import ConfigError, Demands
-from headstart.files import demand_writable
+from headstart.files import as_path, demand_writable
 from headstart.training.callback import Callback, Order
 from headstart.training.metrics import Logs
 from headstart.training.run import Run
@@ -108,7 +108,7 @@ class CSVLogger(Callback):
         demands = Demands("For example CSVLogger('log.csv').")
         demands.check("path", path, isinstance(path, str | Path), "the path of a file")
         demands.settle()
-        self.path = Path(path)
+        self.path = as_path(path)
 
     def check(self, run: Run) -> None:
         """Refuse a folder, and a path where no file can be made."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from headstart.errors import CheckpointError, Demands, is_count
-from headstart.files import demand_writable
+from headstart.files import as_path, demand_writable
 from headstart.training.callback import Callback, Monitor, Order
 from headstart.training.metrics import Logs
 from headstart.training.run import Run
@@ -58,7 +58,7 @@ class ModelCheckpoint(Callback):
         demands.check("keep", keep, is_count(keep), "a whole number of models, 1 or more")
         demands.check("every_epochs", every_epochs, is_count(every_epochs), "a whole number of epochs, 1 or more")
         demands.settle()
-        self.directory = Path(directory)
+        self.directory = as_path(directory)
         self.monitor = monitor
         self.save_best_only = save_best_only
         self.keep = keep

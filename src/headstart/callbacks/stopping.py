@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from headstart.errors import Demands, is_count, is_number
+from headstart.model.weights import load_state
 from headstart.training.callback import Callback, Monitor, Order
 from headstart.training.metrics import Logs
 from headstart.training.run import Run
@@ -89,7 +90,7 @@ class EarlyStopping(Callback):
     def on_train_end(self, logs: Logs) -> None:
         """Bring back the best weights, unless the fit was interrupted."""
         if self._best_weights is not None and self.run.status in ("completed", "stopped"):
-            self.run.network.load_state_dict(self._best_weights)
+            load_state(self.run.network, self._best_weights)
         self._best_weights = None
 
     def state_dict(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from headstart.data.splits import stratified
 from headstart.data.unlabelled import PictureList
 from headstart.drawing import contact_sheet
 from headstart.errors import ConfigError, DataError, Demands, is_count, listing, nearest
+from headstart.files import as_path
 from headstart.randomness import preserved
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class ImageData:
         numbers = {"seed": seed, "batch_size": batch_size, "image_size": image_size, "workers": workers}
         _demand(_FOLDER, root=root, **numbers, eval_transform=eval_transform)
         check_augment(augment)
-        parts = scan_parts(Path(root).expanduser())
+        parts = scan_parts(as_path(root))
         train, val = parts.train, parts.val
         if val is None:
             kept, held_back = stratified(train.labels, val_fraction, seed)
@@ -267,7 +268,7 @@ class ImageData:
             self.check(name)
             return part, name, self
         if isinstance(what, str | Path):
-            part = scan_known_classes(Path(what).expanduser(), self.classes)
+            part = scan_known_classes(as_path(what), self.classes)
             demand_readable(part.paths)
             return part, str(what), self
         if isinstance(what, ImageData):

@@ -13,6 +13,7 @@ from headstart.data.decode import demand_readable, open_picture, to_rgb, upright
 from headstart.data.preprocessing import Picture, described, is_shaped
 from headstart.data.sources import find_pictures
 from headstart.errors import DataError
+from headstart.files import as_path
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class PictureList:
 
 def _spelt_out(images: Any) -> Sequence[Path | Picture]:
     if isinstance(images, str | Path):
-        path = Path(images).expanduser()
+        path = as_path(images)
         return find_pictures(path)[0] if path.is_dir() else [path]
     if isinstance(images, Image.Image):
         return [images]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from headstart.drawing import table
 from headstart.errors import ConfigError, Demands, is_count
-from headstart.files import write_csv
+from headstart.files import as_path, write_csv
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -130,8 +130,9 @@ class Predictions(Sequence[Prediction]):
         columns = zip(self.paths, self.labels, self.confidence.numpy(), self.probabilities.numpy(), strict=True)
         # NumPy writes the shortest text that is exactly this float32.
         rows = ([picture, label, str(confidence), *map(str, row)] for picture, label, confidence, row in columns)
-        write_csv(Path(path), ["path", "label", "confidence", *self.classes], rows)
-        return Path(path)
+        target = as_path(path)
+        write_csv(target, ["path", "label", "confidence", *self.classes], rows)
+        return target
 
     def __len__(self) -> int:
         return len(self.labels)

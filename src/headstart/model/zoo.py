@@ -20,6 +20,7 @@ from torch import nn
 
 from headstart.data.preprocessing import Preprocessing
 from headstart.errors import BackboneError, CheckpointError, listing, nearest
+from headstart.files import as_path
 from headstart.model.head import (
     Factory,
     Head,
@@ -80,7 +81,9 @@ def open_network(
     """
     if isinstance(model, nn.Module):
         return _open_own(model, classes, head, image_size)
-    if isinstance(pretrained, str | Path) and not Path(pretrained).is_file():
+    if not isinstance(pretrained, bool):
+        pretrained = as_path(pretrained)
+    if isinstance(pretrained, Path) and not pretrained.is_file():
         raise BackboneError(
             f"pretrained={str(pretrained)!r}, which is no file",
             "True, False, or the path of a file of weights (.pth, .safetensors)",
@@ -88,8 +91,7 @@ def open_network(
         )
     library, name, tag = parse_name(model)
     opener = _open_timm if library == "timm" else _open_torchvision
-    source = Path(pretrained) if isinstance(pretrained, str) else pretrained
-    opened = opener(name, tag, classes, source, head, image_size)
+    opened = opener(name, tag, classes, pretrained, head, image_size)
     _rehearse(opened, classes, image_size, head)
     return opened
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from headstart import drawing
 from headstart.errors import ConfigError, listing, nearest
-from headstart.files import write_csv
+from headstart.files import as_path, write_csv
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -175,8 +175,9 @@ class History:
         Raises:
             CheckpointError: the file cannot be written; choose another folder.
         """
-        write_csv(Path(path), ["epoch", *self.history], zip(self.epoch, *self.history.values(), strict=True))
-        return Path(path)
+        target = as_path(path)
+        write_csv(target, ["epoch", *self.history], zip(self.epoch, *self.history.values(), strict=True))
+        return target
 
     def state_dict(self) -> dict[str, Any]:
         """Give everything as plain lists and dicts that strict JSON can hold: nan is None, infinity a word."""
