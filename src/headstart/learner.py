@@ -18,8 +18,9 @@ from headstart.files import as_path
 from headstart.insight.predictions import Predictions
 from headstart.model.backbone import Backbone, Layers
 from headstart.model.head import HeadLike, as_head
+from headstart.model.opened import Opened
 from headstart.model.weights import load_state, named_as, read_state
-from headstart.model.zoo import Opened, open_network, rebuild
+from headstart.model.zoo import open_network, rebuild
 from headstart.randomness import WEIGHTS, derive, preserved
 from headstart.training.callback import Callback
 from headstart.training.checkpoint import (

@@ -12,8 +12,9 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from headstart.errors import BackboneError, ConfigError
+from headstart.model.opened import Opened
 from headstart.model.stages import Stage, find_stages, locate
-from headstart.model.zoo import Opened, open_network
+from headstart.model.zoo import open_network
 
 NUMBERED = {
     "resnet18": ["conv1", "layer1", "layer2", "layer3", "layer4"],

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from headstart.drawing import table
+from headstart.model.opened import Opened
 from headstart.model.stages import Stage, find_stages, locate
-from headstart.model.zoo import Opened
 
 
 @dataclass(frozen=True)

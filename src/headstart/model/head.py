@@ -122,20 +122,9 @@ def initialise(layer: nn.Module, init: Init) -> None:
         nn.init.zeros_(layer.bias)
 
 
-def last_layer(network: nn.Module) -> str:
-    """Give the path of the last Linear or Conv2d layer.
-
-    Raises:
-        BackboneError: there is none.
-    """
-    found: list[str] = [name for name, module in network.named_modules() if isinstance(module, _Layer)]
-    if not found:
-        raise BackboneError(
-            f"a {type(network).__name__} without a Linear or Conv2d layer",
-            "a network that ends in a layer which gives one number for each class",
-            "Name the module that the head replaces: head=Head(at='path.to.module').",
-        )
-    return found[-1]
+def last_layer(network: nn.Module) -> tuple[str, ...]:
+    """Give the path of the last Linear or Conv2d layer, or nothing where there is none."""
+    return tuple(name for name, module in network.named_modules() if isinstance(module, _Layer))[-1:]
 
 
 def width(network: nn.Module, path: str) -> int | None:

@@ -6,13 +6,10 @@ names exist in both, with different weights); a tag after the dot picks the weig
 values from which the same architecture can be built again.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 import torchvision
 from timm.data import resolve_model_data_config
 from timm.models import get_deprecated_models
@@ -21,40 +18,10 @@ from torch import nn
 from headstart.data.preprocessing import Preprocessing
 from headstart.errors import BackboneError, CheckpointError, listing, nearest
 from headstart.files import as_path
-from headstart.model.head import (
-    Factory,
-    Head,
-    demand_module,
-    initialise,
-    last_layer,
-    replace_head,
-    width,
-)
-from headstart.model.weights import AUXILIARY, fetch, load_backbone, telling_failures, timm_source
-
-
-@dataclass
-class Opened:
-    """A network ready to be fine-tuned.
-
-    Args:
-        network: in training mode, on the CPU.
-        head: paths of the modules that make up the head.
-        preprocessing: what the weights expect of a picture.
-        architecture: plain values from which `rebuild` makes the same network again; empty for the user's own.
-        description: one line for the user: what was opened, with which weights.
-    """
-
-    network: nn.Module
-    head: tuple[str, ...]
-    preprocessing: Preprocessing
-    architecture: dict[str, Any] = field(default_factory=dict)
-    description: str = ""
-
-    @property
-    def name(self) -> str:
-        """The network's name, as messages use it."""
-        return self.description.partition(" (")[0]
+from headstart.model.head import Factory, Head, last_layer
+from headstart.model.opened import Opened, drop_auxiliary, put_head, rehearse, renew, timm_head, weights_words
+from headstart.model.own import open_own
+from headstart.model.weights import fetch, load_backbone, telling_failures, timm_source
 
 
 def open_network(
@@ -71,7 +38,7 @@ def open_network(
         model: a timm name, a torchvision name, or a network of the user's own.
         classes: outputs of the head.
         pretrained: True downloads the weights that the name stands for, False starts from random ones, a path loads a
-            file of the original architecture. Of no meaning for the user's own network.
+            file of the original architecture. The user's own network keeps its values unless a file is given.
         head: what replaces the classifier; None is one new linear layer (the user's own network keeps its head).
         image_size: height and width of the input, in pixels, if not what the weights expect.
 
@@ -79,8 +46,6 @@ def open_network(
         BackboneError: an unknown name, weights that cannot be had or do not fit, an image size the network cannot take.
         CheckpointError: the file of weights cannot be read.
     """
-    if isinstance(model, nn.Module):
-        return _open_own(model, classes, head, image_size)
     if not isinstance(pretrained, bool):
         pretrained = as_path(pretrained)
     if isinstance(pretrained, Path) and not pretrained.is_file():
@@ -89,10 +54,12 @@ def open_network(
             "True, False, or the path of a file of weights (.pth, .safetensors)",
             "Check the path. pretrained=True downloads the library's weights.",
         )
+    if isinstance(model, nn.Module):
+        return open_own(model, classes, pretrained if isinstance(pretrained, Path) else None, head, image_size)
     library, name, tag = parse_name(model)
     opener = _open_timm if library == "timm" else _open_torchvision
     opened = opener(name, tag, classes, pretrained, head, image_size)
-    _rehearse(opened, classes, image_size, head)
+    rehearse(opened, classes, image_size, head)
     return opened
 
 
@@ -175,12 +142,12 @@ def _open_timm(
         options |= timm_source(full, config)
     with telling_failures(full):
         network = timm.create_model(full, pretrained=pretrained is True, **options)
-    paths = _timm_head(network, full)
+    paths = timm_head(network, full)
     data_config = resolve_model_data_config(network, {"img_size": image_size} if image_size else None)
     if head is not None:
-        paths = _replace(network, paths, head, classes)
+        paths = put_head(network, paths, head, classes)
     else:
-        _renew(network, paths, classes)
+        renew(network, paths, classes)
     if isinstance(pretrained, Path):
         load_backbone(network, paths, pretrained, f"timm {name}")
     used = network.pretrained_cfg.get("tag") or "no tag"
@@ -189,39 +156,8 @@ def _open_timm(
         paths,
         Preprocessing.from_timm(data_config),
         {"library": "timm", "name": full, "classes": classes, "head": _head_values(head), "image_size": image_size},
-        f"timm {name} ({_weights_words(pretrained, used)})",
+        f"timm {name} ({weights_words(pretrained, used)})",
     )
-
-
-def _timm_head(network: nn.Module, name: str) -> tuple[str, ...]:
-    """Find all of a timm network's classifier: what `get_classifier` gives and what its configuration names."""
-    named = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
-    paths = {named} if isinstance(named, str) else set(named)
-    get_classifier: Callable[[], Any] | None = getattr(network, "get_classifier", None)
-    if get_classifier is not None:
-        given = get_classifier()
-        members = {id(module) for module in (given if isinstance(given, tuple | list | nn.ModuleList) else (given,))}
-        paths |= {path for path, module in network.named_modules() if id(module) in members}
-    modules = dict(network.named_modules())
-    holding = {path for path in paths if path in modules and any(True for _ in modules[path].parameters())}
-    outermost = [
-        path for path in modules if path in holding and not any(path.startswith(f"{other}.") for other in holding)
-    ]
-    if not outermost:
-        raise BackboneError(
-            f"{name}, an encoder without a classifier",
-            "a network whose last layer gives one number for each class",
-            "Choose another network, or wrap this one in a module of your own that ends in a Linear layer.",
-        )
-    return tuple(outermost)
-
-
-def _renew(network: nn.Module, paths: tuple[str, ...], classes: int) -> None:
-    """Give every layer of the head that makes classes new values (timm keeps the old ones when the counts agree)."""
-    for path in paths:
-        for module in network.get_submodule(path).modules():
-            if getattr(module, "out_features", getattr(module, "out_channels", None)) == classes:
-                initialise(module, "default")
 
 
 # torchvision
@@ -244,11 +180,8 @@ def _open_torchvision(
         )
     path = fetch(weights.url, f"torchvision/{name}") if pretrained is True else pretrained
     network = torchvision.models.get_model(name, weights=None, **_implied(name, weights, fresh=path is False))
-    for auxiliary in AUXILIARY:
-        if hasattr(network, auxiliary):
-            setattr(network, auxiliary, None)
-            network.aux_logits = False
-    paths = _replace(network, (last_layer(network),), Head() if head is None else head, classes)
+    drop_auxiliary(network)
+    paths = put_head(network, last_layer(network), Head() if head is None else head, classes)
     if isinstance(path, Path):
         load_backbone(network, paths, path, f"torchvision {name}")
     preprocessing = Preprocessing.from_torchvision(weights.transforms())
@@ -263,7 +196,7 @@ def _open_torchvision(
             "head": _head_values(head),
             "image_size": image_size,
         },
-        f"torchvision {name} ({_weights_words(pretrained, weights.name)})",
+        f"torchvision {name} ({weights_words(pretrained, weights.name)})",
     )
 
 
@@ -285,50 +218,7 @@ def _implied(name: str, weights: Any, *, fresh: bool) -> dict[str, Any]:
     return arguments
 
 
-# the user's own
-
-
-def _open_own(
-    network: nn.Module, classes: int, head: Head | nn.Module | Factory | None, image_size: int | None
-) -> Opened:
-    """Take a network of the user's as it is, unless its head has to change."""
-    config = getattr(network, "pretrained_cfg", None)
-    if isinstance(head, Head) and head.at is not None:
-        paths: tuple[str, ...] = (head.at,)
-    elif config and hasattr(network, "get_classifier"):
-        paths = _timm_head(network, type(network).__name__)
-    else:
-        paths = (last_layer(network),)
-    if head is None:
-        _demand_outputs(network, paths, classes)
-    else:
-        paths = _replace(network, paths, head, classes)
-    if config:
-        preprocessing = Preprocessing.from_timm(
-            resolve_model_data_config(network, {"img_size": image_size} if image_size else None)
-        )
-        words = "preprocessing as its pretrained_cfg says"
-    else:
-        preprocessing = Preprocessing().at_size(image_size) if image_size else Preprocessing()
-        words = f"{preprocessing.image_size[0]} pixels, ImageNet's mean and std"
-    opened = Opened(network, paths, preprocessing, {}, f"your {type(network).__name__} ({words})")
-    if config:  # of any other network nobody knows what it takes
-        _rehearse(opened, classes, image_size, None)
-    return opened
-
-
-def _demand_outputs(network: nn.Module, paths: tuple[str, ...], classes: int) -> None:
-    """Raise a BackboneError when the network as it is cannot tell these classes apart."""
-    for path in paths:
-        if (outputs := width(network, path)) not in (classes, None):
-            raise BackboneError(
-                f"a {type(network).__name__} whose last layer {path!r} gives {outputs} numbers, for {classes} classes",
-                "one number for each class, or word on what its head shall become",
-                "Pass head=Head() to put a new linear layer there, or check the data's classes.",
-            )
-
-
-# shared
+# built again
 
 
 def rebuild(architecture: dict[str, Any]) -> Opened:
@@ -357,58 +247,3 @@ def _head_values(head: Head | nn.Module | Factory | None) -> dict[str, Any] | st
     if isinstance(head, Head):
         return {"hidden": list(head.hidden), "dropout": head.dropout, "init": head.init, "at": head.at}
     return None if head is None else "own"
-
-
-def _replace(
-    network: nn.Module, paths: tuple[str, ...], head: Head | nn.Module | Factory, classes: int
-) -> tuple[str, ...]:
-    """Put a head in place of the one at `paths`; the head's own `at` wins. Other classifiers stay and become new."""
-    if isinstance(head, Head) and head.at is not None:
-        demand_module(network, head.at)
-        others = tuple(path for path in paths if path != head.at) if head.at in paths else ()
-        _renew(network, others, classes)
-        replace_head(network, head.at, head, classes)
-        return (head.at, *others)
-    if len(paths) > 1:
-        raise BackboneError(
-            f"head={head!r} for a network with {len(paths)} classifiers ({', '.join(paths)})",
-            "head=None, which renews all of them",
-            "Leave head= out, or name the one to replace: Head(at='...').",
-        )
-    replace_head(network, paths[0], head, classes)
-    return paths
-
-
-def _rehearse(opened: Opened, classes: int, image_size: int | None, head: Head | nn.Module | Factory | None) -> None:
-    """Where a size or a head was asked for, run the network once to see whether it works with it."""
-    size_todo = "Leave image_size out, or take a multiple of 32 near the size the weights were trained with."
-    head_todo = "Let the head take the features as they come, or name another place for it: Head(at='path.to.module')."
-    asked = [("image_size", image_size, size_todo), ("head", head, head_todo)]
-    given = [(f"{name}={value!r}", todo) for name, value, todo in asked if value is not None]
-    if not given:
-        return
-    arrived, todo = f"{', '.join(words for words, _ in given)} for {opened.name}", " ".join(todo for _, todo in given)
-    network, (height, width) = opened.network, opened.preprocessing.image_size
-    modes = [(module, module.training) for module in network.modules()]
-    device = next(network.parameters()).device
-    network.eval()
-    try:
-        with torch.no_grad():
-            outputs = network(torch.zeros(1, 3, height, width, device=device))
-    except Exception as error:  # whatever a network makes of what it was not built for
-        needed = "a size that this network takes, and a head that takes its features"
-        raise BackboneError(f"{arrived}, which fails at {height} x {width} pixels: {error}", needed, todo) from error
-    finally:
-        for module, training in modes:
-            module.training = training
-    if tuple(outputs.shape) != (1, classes):
-        shape = list(outputs.shape)
-        raise BackboneError(
-            f"{arrived}, which gives {shape} for one picture", f"{[1, classes]}: a number a class", todo
-        )
-
-
-def _weights_words(pretrained: bool | Path, tag: str) -> str:
-    if isinstance(pretrained, Path):
-        return f"weights from {pretrained.name}"
-    return f"weights {tag}" if pretrained else "random weights"

@@ -1,0 +1,116 @@
+"""Open a network of the user's own: it keeps its weights, and its head when that already answers for the classes."""
+
+from pathlib import Path
+
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from headstart.data.preprocessing import Preprocessing
+from headstart.errors import BackboneError
+from headstart.model.head import Factory, Head, last_layer, width
+from headstart.model.opened import Opened, drop_auxiliary, put_head, rehearse, timm_head, trial
+from headstart.model.weights import load_backbone
+
+
+def open_own(
+    network: nn.Module,
+    classes: int,
+    weights: Path | None,
+    head: Head | nn.Module | Factory | None,
+    image_size: int | None,
+) -> Opened:
+    """Take a network as it is, unless its head has to change.
+
+    Args:
+        network: is changed where a head, or a file of weights, is given.
+        classes: outputs that the head shall have.
+        weights: a file to load into it, without the old head where a new one is given; None leaves its values.
+        head: what replaces its head; None keeps it.
+        image_size: height and width of the input, in pixels; None is 224, or what its `pretrained_cfg` says.
+
+    Raises:
+        BackboneError: its head gives another number of classes, or cannot be found; or the weights do not fit.
+        CheckpointError: the file of weights cannot be read.
+    """
+    drop_auxiliary(network)
+    config = getattr(network, "pretrained_cfg", None)
+    if config:
+        resolved = resolve_model_data_config(network, {"img_size": image_size} if image_size else None)
+        preprocessing = Preprocessing.from_timm(resolved)
+        words = "preprocessing as its pretrained_cfg says"
+    else:
+        preprocessing = Preprocessing().at_size(image_size) if image_size else Preprocessing()
+        words = f"{preprocessing.image_size[0]} pixels, ImageNet's mean and std"
+    paths = _head_of(network, classes, head, preprocessing.image_size)
+    if weights is not None:
+        load_backbone(network, () if head is None else paths, weights, f"your {type(network).__name__}")
+        words = f"weights from {weights.name}, {words}"
+    if head is not None:
+        paths = put_head(network, paths, head, classes)
+    opened = Opened(network, paths, preprocessing, {}, f"your {type(network).__name__} ({words})")
+    if config:  # of any other network nobody knows what it takes
+        rehearse(opened, classes, image_size, None)
+    return opened
+
+
+def _head_of(
+    network: nn.Module, classes: int, head: Head | nn.Module | Factory | None, size: tuple[int, int]
+) -> tuple[str, ...]:
+    """Find the head: where the user says, where timm says, else the last layer or the one that is seen to answer."""
+    if isinstance(head, Head) and head.at is not None:
+        return (head.at,)
+    known_to_timm = getattr(network, "pretrained_cfg", None) and hasattr(network, "get_classifier")
+    paths = timm_head(network, type(network).__name__) if known_to_timm else last_layer(network)
+    outputs = [width(network, path) for path in paths]
+    fits = bool(paths) and all(count in (classes, None) for count in outputs)
+    if head is None and not known_to_timm and not (fits and _is_alone(network, classes)):
+        seen = _answering(network, classes, size)
+        paths, fits = ((seen,), True) if seen else (paths, fits)
+    if not paths:
+        raise BackboneError(
+            f"a {type(network).__name__} without a Linear or Conv2d layer",
+            "a network that ends in a layer which gives one number for each class",
+            "Name the module that the head replaces: head=Head(at='path.to.module').",
+        )
+    if head is None and not fits:
+        raise BackboneError(
+            f"a {type(network).__name__} whose last layer {paths[0]!r} gives {outputs[0]} numbers, "
+            f"for {classes} classes",
+            "one number for each class, or word on what its head shall become",
+            "Pass head=Head() to put a new linear layer there, head=Head(at='path.to.module') to put it elsewhere, "
+            "or check the data's classes.",
+        )
+    return paths
+
+
+def _is_alone(network: nn.Module, classes: int) -> bool:
+    """Say whether no more than one layer could answer for the classes, so that nothing has to be tried."""
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return sum(width(layer, "") == classes for layer in layers) <= 1
+
+
+def _answering(network: nn.Module, classes: int, size: tuple[int, int]) -> str | None:
+    """Run a network once; give the last layer to act in it if it answers for the classes, None if it does not."""
+    acted: list[tuple[str, int | None]] = []
+
+    def watch(path: str) -> torch.utils.hooks.RemovableHandle:
+        def note(_: nn.Module, __: object, made: object) -> None:
+            acted.append((path, made.shape[1] if isinstance(made, Tensor) and made.ndim > 1 else None))
+
+        return network.get_submodule(path).register_forward_hook(note)
+
+    holding = [path for path, module in network.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    handles = [watch(path) for path in holding if path]
+    try:
+        outputs = trial(network, size)
+    except Exception:  # it takes other pictures than these, and nobody knows which
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != (1, classes) or not acted:
+        return None
+    fitting = [path for path, count in reversed(acted) if count == classes]
+    layers = [path for path in fitting if isinstance(network.get_submodule(path), nn.Linear | nn.Conv2d)]
+    return next(iter((*layers, *fitting)), acted[-1][0])
