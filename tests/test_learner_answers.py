@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def test_a_part_that_is_not_there_is_refused_with_those_that_are() -> None:
 
 
 def test_data_that_cannot_be_evaluated_is_refused(learner: Learner, shapes_folder: Path, tmp_path: Path) -> None:
-    for wrong in (tmp_path / "missing", "tset", 5, [], ImageData.from_loaders(pairs(4), classes=4)):
+    for wrong in (tmp_path / "missing", "somewhere", 5, [], ImageData.from_loaders(pairs(4), classes=4)):
         refusal(DataError, lambda wrong=wrong: learner.evaluate(wrong))
     (tmp_path / "pentagon").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "pentagon" / "1.png")
@@ -295,3 +296,16 @@ def test_without_a_network_the_error_comes_before_a_picture_is_read(
     assert "resnet18" in error.arrived
     assert "pretrained='path/to/weights.pth'" in error.todo
     assert "pretrained=False" in error.todo
+
+
+def test_several_threads_may_ask_at_once() -> None:
+    learner = Learner(
+        "test_resnet", ImageData.from_loaders(pairs(4, side=32), classes=3), pretrained=False, device="cpu"
+    )
+    images = [torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    alone = [learner.predict(one).probabilities for one in images]
+    before = weights(learner)
+    with ThreadPoolExecutor(4) as threads:
+        rounds = list(threads.map(lambda place: learner.predict(images[place % 4]).probabilities, range(80)))
+    assert all(torch.equal(found, alone[place % 4]) for place, found in enumerate(rounds))
+    assert same(weights(learner), before)

@@ -316,3 +316,31 @@ def test_a_tilde_is_the_home_folder_at_every_door(tmp_path: Path, monkeypatch: p
 def test_a_tilde_of_nobody_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert made_learner().save("~nobody-at-all.safetensors").is_file()
+
+
+def test_a_learner_answers_in_the_precision_that_it_was_saved_with(tmp_path: Path) -> None:
+    learner = named_learner(SMALL, precision="bf16")
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before = learner.predict(images).probabilities
+    loaded = Learner.load(learner.save(tmp_path / "w.safetensors"), device="cpu")
+    assert torch.equal(loaded.predict(images).probabilities, before)
+    again = Learner.load(loaded.save(tmp_path / "again.safetensors"), device="cpu")
+    assert torch.equal(again.predict(images).probabilities, before)
+
+
+def test_data_without_the_own_transform_of_evaluation_is_refused(shapes_folder: Path, tmp_path: Path) -> None:
+    pipeline = v2.Compose([v2.Resize((32, 32)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    data = ImageData.from_folder(shapes_folder, eval_transform=pipeline, workers=0)
+    file = Learner(SMALL, data, pretrained=False, device="cpu").save(tmp_path / "w.safetensors")
+    bare = ImageData.from_folder(shapes_folder, workers=0)
+    error = refusal(CheckpointError, lambda: Learner.load(file, bare))
+    assert "without an eval_transform" in error.arrived
+    for other in (data, ImageData.from_loaders(pairs(3, side=32), classes=data.classes)):
+        Learner.load(file, other, device="cpu")
+
+
+def test_loading_moves_nobodys_generator_and_gives_a_network_in_evaluation(saved: tuple[Learner, Path]) -> None:
+    state = torch.get_rng_state()
+    loaded = Learner.load(saved[1], device="cpu")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(module.training for module in loaded.model.modules())

@@ -216,5 +216,42 @@ def test_loading_asks_for_a_file(tmp_path: Path) -> None:
 
 
 def test_numbers_of_numpy_are_numbers_too(learner: Learner) -> None:
-    history = learner.fit(1, lr=np.float64(0.1), verbose=False)
-    assert len(history.epoch) == 1
+    lr, norm, epochs = np.float32(0.1), np.float32(5), np.int64(1)
+    plan = {
+        "head_lr_mult": np.float32(2),
+        "layer_lr_decay": np.float64(0.5),
+        "accumulate": np.int8(2),
+        "clip_norm": norm,
+    }
+    history = learner.fit(epochs, lr, **plan, verbose=False)  # type: ignore[arg-type]
+    assert history.epoch == [0]
+    assert {type(value) for value in history.params.values()} == {int, float}
+    seeded = made_learner(seed=np.int64(7), weight_decay=np.float32(0.1))
+    assert same(weights(seeded), weights(made_learner(seed=7, weight_decay=0.1)))
+
+
+def test_a_loss_that_cannot_serve_is_told_when_the_learner_is_made() -> None:
+    error = refusal(ConfigError, lambda: made_learner(loss=nn.CrossEntropyLoss))
+    assert "CrossEntropyLoss" in error.arrived
+
+    class Margin(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.centres = nn.Parameter(torch.zeros(3))
+
+    assert (
+        "Margin with parameters that train: centres"
+        in refusal(ConfigError, lambda: made_learner(loss=Margin())).arrived
+    )
+    made_learner(loss=nn.CrossEntropyLoss(weight=torch.ones(3)))
+
+
+def test_a_network_that_was_changed_by_hand_needs_a_learner_of_its_own() -> None:
+    learner = made_learner()
+    learner.model[4] = nn.Linear(8, 3)  # type: ignore[operator, index]
+    error = refusal(ConfigError, lambda: learner.fit(1, lr=0.1))
+    assert "4.weight, 4.bias" in error.arrived
+    again = Learner(learner.model, learner.data, device="cpu")
+    assert len(again.fit(1, lr=0.1, verbose=False).epoch) == 1
+    again.model[4] = nn.Identity()  # type: ignore[operator, index]
+    assert "parameters are gone" in refusal(ConfigError, lambda: again.fit(1, lr=0.1)).arrived

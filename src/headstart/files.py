@@ -5,6 +5,7 @@ What is inside a file is not this room's business.
 
 import contextlib
 import csv
+import errno
 import hashlib
 import os
 import secrets
@@ -61,8 +62,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         raise CheckpointError(
             f"{path} could not be written: {error}",
-            "a folder that can be written to, with enough free space",
-            "Free some space or choose another folder, then save again. What was there before is untouched.",
+            "the path of a file, in a folder that can be written to, with enough free space",
+            f"{_cure(error)}, then save again. What was there before is untouched.",
         ) from error
     finally:
         with contextlib.suppress(OSError):  # gone by its new name, or never made
@@ -112,6 +113,11 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _cure(error: OSError) -> str:
+    wrong_path = error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL)
+    return "Choose another path" if wrong_path else "Free some space or choose another folder"
 
 
 def sha256(path: Path) -> str:

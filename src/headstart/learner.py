@@ -10,33 +10,24 @@ from torch import Tensor, nn
 
 from headstart.callbacks.reporting import ProgressBar
 from headstart.data.image_data import ImageData
-from headstart.data.preprocessing import Preprocessing
 from headstart.data.unlabelled import PictureList
 from headstart.drawing import contact_sheet
-from headstart.errors import ConfigError, DataError, Demands, is_count, is_number
+from headstart.errors import ConfigError, Demands, is_count, is_number
 from headstart.files import as_path
 from headstart.insight.predictions import Predictions
 from headstart.model.backbone import Backbone, Layers
 from headstart.model.head import HeadLike, as_head
 from headstart.model.opened import Opened
-from headstart.model.weights import load_state, named_as, read_state
-from headstart.model.zoo import open_network, rebuild
+from headstart.model.zoo import open_network
 from headstart.randomness import WEIGHTS, derive, preserved
 from headstart.training.callback import Callback
-from headstart.training.checkpoint import (
-    demand_classes,
-    demand_same,
-    demand_size,
-    is_ours,
-    read_weights,
-    write_weights,
-)
+from headstart.training.checkpoint import write_weights
 from headstart.training.history import History
 from headstart.training.metrics import make_metrics
 from headstart.training.optimizer import OptimizerFactory, demand_known
+from headstart.training.portable import describe, load_into, reopen
 from headstart.training.precision import PrecisionName, choose_device, choose_precision
 from headstart.training.session import FitPlan, Session, choose_loss
-from headstart.version import VERSION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,13 +96,17 @@ class Learner:
         )
         source = isinstance(pretrained, bool | str | Path)
         demands.check("pretrained", pretrained, source, "True, False, or the path of a file of weights")
-        demands.check("loss", loss, loss == "auto" or callable(loss), "'auto' or a function of (logits, targets)")
-        counted = isinstance(metrics, str) or (isinstance(metrics, Iterable) and all(map(_is_metric, metrics)))
+        means = loss == "auto" or (callable(loss) and not isinstance(loss, type))
+        demands.check("loss", loss, means, "'auto', a function of (logits, targets), or a module that is one")
+        if isinstance(metrics, Iterable) and not isinstance(metrics, str):
+            metrics = list(metrics)
+        counted = isinstance(metrics, str) or (isinstance(metrics, list) and all(map(_is_metric, metrics)))
         demands.check("metrics", metrics, counted, "a list of names such as 'f1', or of torchmetrics objects")
         decays = weight_decay is None or (is_number(weight_decay) and weight_decay >= 0)
         demands.check("weight_decay", weight_decay, decays, "0 or more, or None")
         demands.check("seed", seed, is_count(seed, 0), "a whole number, 0 or more")
         demands.settle()
+        seed, weight_decay = int(seed), _plain(weight_decay)
         choose_precision(precision, choose_device(device))
         make_metrics(metrics, len(data.classes))
         demand_known(optimizer)
@@ -140,13 +135,14 @@ class Learner:
         place = choose_device(device)
         arithmetic = choose_precision(precision, place)
         counted = make_metrics(metrics, len(data.classes))
-        opened.network.to(place)
+        opened.network.to(place).eval()
         bound = data.bind(opened.preprocessing)
         opened.preprocessing = bound.preprocessing or opened.preprocessing  # loaders may bring one of their own
         self._session = Session(
             Backbone(opened), bound, choose_loss(loss, place), counted, optimizer, weight_decay, place, arithmetic, seed
         )
         self._description = opened.description
+        self._precision = precision  # as it was asked for: a file tells the next machine
         # On an object the class method would silently make another Learner.
         vars(self)["load"] = _refuse_load
         print(f"opened {opened.description}")
@@ -291,7 +287,9 @@ class Learner:
             raise ConfigError("fit inside a fit", "one fit at a time", "Call it after the first one has returned.")
         shown = any(isinstance(callback, ProgressBar) for callback in callbacks)
         watching = [ProgressBar()] if verbose and not shown else []
-        plan = FitPlan(epochs, lr, head_lr_mult, layer_lr_decay, accumulate, clip_norm)
+        plan = FitPlan(
+            int(epochs), float(lr), float(head_lr_mult), _plain(layer_lr_decay), int(accumulate), _plain(clip_norm)
+        )
         return self._session.fit(plan, [*callbacks, *watching], self)
 
     @property
@@ -411,16 +409,8 @@ class Learner:
             >>> learner.save("flowers.safetensors").name
             'flowers.safetensors'
         """
-        backbone = self._session.backbone
-        description = {
-            "version": VERSION,
-            "classes": list(self.data.classes),
-            "preprocessing": backbone.preprocessing.to_json(),
-            "architecture": backbone.architecture,
-            "batch_size": self.data.batch_size,
-            "own_eval_transform": self.data.eval_transform is not None,
-        }
         target = as_path(path)
+        description = describe(self._session.backbone, self.data, self._precision)
         write_weights(target, self.model.state_dict(), description)
         return target
 
@@ -446,23 +436,10 @@ class Learner:
             >>> loaded.predict("flowers/val/rose").labels == learner.predict("flowers/val/rose").labels
             True
         """
-        file = as_path(file)
-        state, description = read_weights(file)
-        classes = tuple(description["classes"])
-        if data is not None:
-            demand_classes(data.classes, classes, file)
-            demand_size(data.image_size, description["preprocessing"]["image_size"], file)
-        opened = rebuild(description["architecture"])
-        opened.preprocessing = Preprocessing.from_json(description["preprocessing"])
-        demand_same(opened.network.state_dict(), state, file)
-        load_state(opened.network, state)
-        opened.description = f"{opened.description.partition(' (')[0]} (weights from {file.name})"
-        if data is None:
-            # The same batches as before: on a CPU the last bits of a probability depend on the size of its batch.
-            transform = _lost_transform if description["own_eval_transform"] else None
-            data = ImageData(classes, batch_size=description["batch_size"], eval_transform=transform)
+        reopened = reopen(as_path(file), data, choose_device(device))
         learner = cls.__new__(cls)
-        learner._begin(opened, data, device=device)  # noqa: SLF001 - a constructor's own business
+        begin = learner._begin  # noqa: SLF001 - a constructor's own business
+        begin(reopened.opened, reopened.data, device=device, precision=reopened.precision)
         return learner
 
     def load_weights(self, path: str | Path) -> None:
@@ -477,14 +454,7 @@ class Learner:
         Example:
             >>> learner.load_weights("flowers.safetensors")
         """
-        own, path = self.model.state_dict(), as_path(path)
-        if is_ours(path):
-            state, description = read_weights(path)
-            demand_classes(self.data.classes, tuple(description["classes"]), path)
-        else:
-            state = named_as(own, read_state(path))
-        demand_same(own, state, path)
-        load_state(self.model, state)
+        load_into(self.model, self.data.classes, as_path(path))
 
     def __repr__(self) -> str:
         return f"Learner({self._description}; {self.data!r})"
@@ -500,6 +470,10 @@ class Learner:
 
 def _is_positive(value: object) -> bool:
     return is_number(value) and value > 0  # type: ignore[operator]
+
+
+def _plain(value: float | None) -> float | None:
+    return None if value is None else float(value)  # NumPy has numbers of its own
 
 
 def _is_metric(metric: object) -> bool:
@@ -518,12 +492,4 @@ def _refuse_load(file: object = "file", *_: object, **__: object) -> None:
         f"learner.load({str(file)!r}) on a Learner that exists",
         "Learner.load(file), which makes a new Learner",
         "Call learner.load_weights(file) to load weights into this one.",
-    )
-
-
-def _lost_transform(picture: object) -> Tensor:
-    raise DataError(
-        f"a {type(picture).__name__} for a network that was saved with an eval_transform of your own",
-        "the same eval_transform: a file of weights holds no code",
-        "Pass the data it belongs to, Learner.load(file, data), or float tensors that it has already made.",
     )

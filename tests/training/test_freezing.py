@@ -156,3 +156,69 @@ def test_a_folder_whose_last_batch_holds_one_picture_trains(shapes_folder, tiny_
     assert sizes == [71, 1]
     assert int(learner.model.stem[1].num_batches_tracked) == 1
     assert history.history["accuracy"][0] * 72 == pytest.approx(round(history.history["accuracy"][0] * 72))
+
+
+class Recurrent(nn.Module):
+    """Rows of a picture as a sequence, through parts whose noise or statistics are in no module of their own."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.enter = nn.Linear(18, 8)
+        self.part = part
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, images):
+        rows = self.enter(images.transpose(1, 2).flatten(2))
+        if isinstance(self.part, nn.MultiheadAttention):
+            rows, _ = self.part(rows, rows, rows)
+        elif isinstance(self.part, nn.LSTM):
+            rows, _ = self.part(rows)
+        else:
+            rows = self.part(rows)
+        return self.fc(rows.mean(1))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True),
+        nn.LSTM(8, 8, num_layers=2, dropout=0.5, batch_first=True),
+        nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)),
+    ],
+    ids=["attention", "lstm", "spectral norm"],
+)
+def test_parts_with_noise_or_statistics_of_their_own_rest_while_frozen(part):
+    learner = made_learner(pairs(4, 4), network=Recurrent(part))
+    learner.freeze()
+    before, features = weights(learner), []
+    part.register_forward_hook(
+        lambda module, given, made: features.append(made[0] if isinstance(made, tuple) else made)
+    )
+    images, targets = pairs(4)[0]
+    learner = made_learner([(images, targets), (images, targets)], network=learner.model)
+    learner.freeze()
+    learner.fit(1, 0.1, verbose=False)
+    assert torch.equal(features[0], features[1])
+    assert changed(learner, before) == {"fc.weight", "fc.bias"}
+
+
+def test_complex_parameters_freeze_and_train_as_others_do():
+    class Rotating(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.turn = nn.Parameter(torch.ones(8, dtype=torch.complex64))
+            self.enter = nn.Linear(108, 8)
+            self.fc = nn.Linear(8, 3)
+
+        def forward(self, images):
+            return self.fc((self.enter(images.flatten(1)) * self.turn).real)
+
+    for optimizer in ("adamw", "sgd"):
+        learner = made_learner(network=Rotating(), optimizer=optimizer)
+        learner.freeze()
+        before = weights(learner)
+        learner.fit(1, 0.1, verbose=False)
+        assert changed(learner, before) == {"fc.weight", "fc.bias"}
+        learner.unfreeze()
+        learner.fit(1, 0.1, verbose=False)
+        assert changed(learner, before) == set(before)

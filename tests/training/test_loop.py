@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from handmade import At, Noting, joined, made_learner, pairs, plain_network, same, weights
+from handmade import At, Noting, joined, made_learner, pairs, plain_network, refusal, same, weights
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from headstart import ConfigError, DataError, StopTraining
+from headstart import BackboneError, ConfigError, DataError, StopTraining
 from headstart.training import callback as callback_module
 from headstart.training import loop as loop_module
 from headstart.training.callback import HOOKS
@@ -437,3 +437,53 @@ def test_the_loop_stays_one_screen_of_straight_code():
     assert len(lines) <= 250
     functions = [node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.FunctionDef)]
     assert max(node.end_lineno - node.lineno + 1 for node in functions) <= 20
+
+
+# What a network and a loss may give.
+
+
+class Giving(torch.nn.Module):
+    """A network whose answer is made into something else."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.inner = plain_network()
+        self.change = change
+
+    def forward(self, images):
+        return self.change(self.inner(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda logits: (logits, logits), "gives tuple"),
+        (lambda logits: {"logits": logits}, "gives dict"),
+        (lambda logits: logits[:, :2], "gives [4, 2]"),
+        (lambda logits: logits[:, :, None, None], "gives [4, 3, 1, 1]"),
+    ],
+)
+def test_a_network_that_gives_no_logits_is_refused_at_its_first_batch(change, told):
+    learner = made_learner(pairs(4), pairs(4), network=Giving(change))
+    before = weights(learner)
+    images = pairs(4)[0][0]
+    for ask in (lambda: learner.fit(1, 0.1, verbose=False), learner.evaluate, lambda: learner.predict(images)):
+        error = refusal(BackboneError, ask)
+        assert told in error.arrived
+        assert "[batch, 3]" in error.needed
+    assert same(weights(learner), before)
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (torch.nn.CrossEntropyLoss(reduction="none"), "gives [4]"),
+        (lambda logits, targets: float(functional.cross_entropy(logits, targets)), "gives float"),
+    ],
+)
+def test_a_loss_that_is_no_mean_is_refused_at_its_first_batch(loss, told):
+    learner = made_learner(pairs(4), pairs(4), loss=loss)
+    before = weights(learner)
+    for ask in (lambda: learner.fit(1, 0.1, verbose=False), learner.evaluate):
+        assert told in refusal(ConfigError, ask).arrived
+    assert same(weights(learner), before)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from headstart.drawing import table
+from headstart.errors import ConfigError, listing
 from headstart.model.opened import Opened
 from headstart.model.stages import Stage, find_stages, locate
+from headstart.model.weights import forget_cached
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Backbone:
         thawed = []
         for place, parameters in enumerate([*(stage.parameters for stage in self.stages), self.head]):
             for parameter in parameters:
-                trains = place >= boundary and parameter.is_floating_point()
+                trains = place >= boundary and (parameter.is_floating_point() or parameter.is_complex())
                 if trains and not parameter.requires_grad:
                     thawed.append(parameter)
                 parameter.requires_grad_(trains)
@@ -97,6 +99,19 @@ class Backbone:
                     parameter.grad = None
         self.refresh()
         return thawed
+
+    def demand_unchanged(self) -> None:
+        """Raise a ConfigError when parameters have come or gone since the network was opened: they have no stage."""
+        parts = (*(stage.parameters for stage in self.stages), self.head)
+        known = {id(parameter) for part in parts for parameter in part}
+        there = {id(parameter): name for name, parameter in self.network.named_parameters()}
+        if known != there.keys():
+            new = listing([name for key, name in there.items() if key not in known], 3)
+            raise ConfigError(
+                "a network that was changed by hand: " + (f"new parameters {new}" if new else "parameters are gone"),
+                "the network as the Learner opened it",
+                "Make a new Learner of it: Learner(learner.model, data). A new head is asked for with head=.",
+            )
 
     def refresh(self) -> None:
         """Note which modules rest; called when parameters were frozen or unfrozen."""
@@ -116,15 +131,20 @@ class Backbone:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Put the network into evaluation mode inside, and every module back as it was afterwards."""
+        """Put the network into evaluation mode inside, and every module back as it was afterwards.
+
+        Where all are in it already nothing is touched, so several threads may ask a network at once.
+        """
         modes = [(module, module.training) for module in self.network.modules()]
-        self.network.train()  # lets LeViT forget what it has computed from earlier weights
-        self.network.eval()
+        if any(training for _, training in modes):
+            forget_cached(self.network)
+            self.network.eval()
         try:
             yield
         finally:
             for module, training in modes:
-                module.training = training
+                if module.training is not training:
+                    module.training = training
 
     @contextmanager
     def norms_resting(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from headstart.errors import BackboneError, ConfigError, nearest
 
@@ -17,6 +18,7 @@ _BOX_SHARE = 0.04  # a container (Sequential, ModuleList, ModuleDict) is opened 
 _BOXES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # What makes noise in training, by the name of its class: many networks bring a DropPath of their own.
 _NOISE = re.compile("Dropout|DropPath|DropBlock|StochasticDepth")
+_DROPPING = (nn.MultiheadAttention, nn.RNNBase)  # with a dropout inside that is no module
 
 
 @dataclass
@@ -26,7 +28,8 @@ class Stage:
     Args:
         name: path of the module that it is called after.
         parameters: its parameters, each in no other stage.
-        quiet: its modules that must not act as in training while it is frozen: norms with running statistics, dropout.
+        quiet: its modules that must not act as in training while it is frozen: norms with running statistics, dropout
+            and its kin, spectral norms.
     """
 
     name: str
@@ -150,10 +153,16 @@ def _assign_quiet(network: nn.Module, stages: Sequence[Stage], paths: dict[str, 
     for place, (path, module) in enumerate(modules):
         unit = _unit_of(path, paths)
         current = current if unit is None else paths[unit]
-        acts = _NOISE.search(type(module).__name__) or getattr(module, "running_mean", None) is not None
         inside = place < last or (unit is not None and unit not in shared)
-        if acts and inside and not _holds(module, head):
+        if _acts(module) and inside and not _holds(module, head):
             stages[current].quiet.append(module)
+
+
+def _acts(module: nn.Module) -> bool:
+    """Say whether a module does in training what it does not do in evaluation: follow statistics, or make noise."""
+    if getattr(module, "running_mean", None) is not None or isinstance(module, _SpectralNorm):
+        return True
+    return bool(_NOISE.search(type(module).__name__)) or (isinstance(module, _DROPPING) and module.dropout > 0)
 
 
 def _holds(module: nn.Module, parameters: set[int]) -> bool:

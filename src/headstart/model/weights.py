@@ -94,6 +94,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     try:
         content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: {error.strerror or error}", "a file of weights that can be read", "Check the path."
+        ) from error
     except Exception as error:  # whatever a file that is no such file makes its reader raise
         raise CheckpointError(
             f"{path}: {type(error).__name__}",

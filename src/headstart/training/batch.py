@@ -1,12 +1,14 @@
-"""One batch, where the network can work on it."""
+"""One batch, where the network can work on it, and what network and loss may make of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from headstart.data.loading import Pair
+from headstart.errors import BackboneError, ConfigError
 
 
 @dataclass
@@ -41,6 +43,36 @@ def preparer(
         return Batch(images, targets.to(device, non_blocking=True))
 
     return prepare
+
+
+def demand_logits(outputs: Any, classes: int) -> Tensor:
+    """Give what a network made of a batch, if it is one number for each class and picture.
+
+    Raises:
+        BackboneError: it is something else.
+    """
+    if isinstance(outputs, Tensor) and outputs.shape[1:] == (classes,):
+        return outputs
+    raise BackboneError(
+        f"a network that gives {list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__}",
+        f"one tensor of logits, [batch, {classes}]",
+        "Wrap the network in a module whose forward returns its logits alone, or give it a head of this many classes.",
+    )
+
+
+def demand_mean(loss: Any) -> Tensor:
+    """Give what a loss function made of a batch, if it is one number.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if isinstance(loss, Tensor) and loss.ndim == 0:
+        return loss
+    raise ConfigError(
+        f"a loss that gives {list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__}",
+        "the mean over the batch, a tensor without dimensions",
+        "Let the loss reduce to the mean: reduction='mean', or .mean() at its end.",
+    )
 
 
 def likes_channels_last(network: nn.Module) -> bool:

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from headstart.data.loading import Batches, Pair
 from headstart.errors import DataError
-from headstart.training.batch import Batch
+from headstart.training.batch import Batch, demand_logits, demand_mean
 from headstart.training.callback import Hooks
 from headstart.training.metrics import Logs, Tally
 from headstart.training.precision import Precision
@@ -57,6 +57,7 @@ class Loop:
         hooks: who is called when.
         loss: from logits and targets to the mean over the batch.
         prepare: from what a loader yields to a batch on the device.
+        classes: how many logits the network gives for a picture.
         precision: the arithmetic of the forward pass.
         seed: makes chance depend on the epoch and the batch alone.
         train_tally: sums over the train part.
@@ -67,6 +68,7 @@ class Loop:
     hooks: Hooks
     loss: Loss
     prepare: Callable[[Pair], Batch]
+    classes: int
     precision: Precision
     seed: Callable[[int, int], None]
     train_tally: Tally
@@ -122,7 +124,7 @@ class Loop:
                 self.hooks.call("on_predict_batch_begin", number, run.logs)
                 run.batch = self.prepare(pair)
                 with torch.no_grad(), self.precision.autocast():
-                    run.outputs = run.network(run.batch.images)
+                    run.outputs = demand_logits(run.network(run.batch.images), self.classes)
                 found.append(run.outputs.float().softmax(1))
                 self.hooks.call("on_predict_batch_end", number, run.logs)
             self.hooks.call("on_predict_end", run.logs)
@@ -184,8 +186,8 @@ class Loop:
         # One picture alone has no statistics of its own: normalising it by them would leave nothing, or fail.
         alone = len(run.batch) == 1
         with run.backbone.norms_resting() if alone else nullcontext(), self.precision.autocast():
-            run.outputs = run.network(run.batch.images)
-            run.loss = self.loss(run.outputs, run.batch.targets)
+            run.outputs = demand_logits(run.network(run.batch.images), self.classes)
+            run.loss = demand_mean(self.loss(run.outputs, run.batch.targets))
 
     def _backward(self, group: list[int]) -> None:
         """Add the gradients of this batch, weighed by its pictures against those of the group's first batch."""

@@ -131,7 +131,8 @@ def demand_known(choice: str | OptimizerFactory) -> None:
 
 def _by_name(name: str, groups: list[dict[str, Any]], device: torch.device) -> Optimizer:
     # A fused kernel updates all parameters at once; where there is none, foreach is torch's own choice.
-    fused = True if device.type in ("cuda", "cpu") else None
+    plain = all(parameter.is_floating_point() for group in groups for parameter in group["params"])
+    fused = True if device.type in ("cuda", "cpu") and plain else None
     if name == "adamw":
         return torch.optim.AdamW(groups, fused=fused)
     if name == "sgd":

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from headstart.data.image_data import ImageData, Part
 from headstart.data.loading import Pair
+from headstart.errors import ConfigError, listing
 from headstart.model.backbone import Backbone
 from headstart.randomness import STEP, derive, preserved, seed_step
 from headstart.training.batch import Batch, likes_channels_last, preparer
@@ -89,6 +90,7 @@ class Session:
 
     def fit(self, plan: FitPlan, callbacks: Sequence[Callback], learner: LearnerLike) -> History:
         """Train as planned and give what happened, epoch by epoch."""
+        self.backbone.demand_unchanged()
         demand_trainable(self.backbone)
         pin = self.device.type == "cuda"
         train = self.data.train_batches(self.seed, pin_memory=pin)
@@ -190,6 +192,7 @@ class Session:
             Hooks(callbacks, run, learner),
             self.loss,
             self._prepare,
+            len(self.data.classes),
             self.precision,
             seed,
             Tally(self.metrics, self.device),
@@ -198,8 +201,18 @@ class Session:
 
 
 def choose_loss(loss: str | Loss, device: torch.device) -> Loss:
-    """Settle the loss: `"auto"` is cross-entropy, for class ids or probabilities; a module moves along."""
+    """Settle the loss: `"auto"` is cross-entropy, for class ids or probabilities; a module moves along.
+
+    Raises:
+        ConfigError: a module that would have to be trained itself.
+    """
     if isinstance(loss, nn.Module):
+        if trained := [name for name, parameter in loss.named_parameters() if parameter.requires_grad]:
+            raise ConfigError(
+                f"the loss {type(loss).__name__} with parameters that train: {listing(trained, 3)}",
+                "a loss without parameters; those of the network are trained and saved",
+                "Put them into the network, or freeze them: loss.requires_grad_(False).",
+            )
         loss.to(device)
     return functional.cross_entropy if isinstance(loss, str) else loss
 
