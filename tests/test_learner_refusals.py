@@ -200,10 +200,11 @@ def test_what_nobody_has_is_plainly_missing(learner: Learner) -> None:
     assert not hasattr(Learner.__new__(Learner), "parameters")
 
 
-@pytest.mark.parametrize("stop", [True, False])
-def test_training_is_stopped_only_where_there_is_some(learner: Learner, stop: bool) -> None:
+def test_training_is_stopped_only_where_there_is_some(learner: Learner) -> None:
+    learner.stop_training = False  # asks for nothing, as in many scripts for Keras
+
     def act() -> None:
-        learner.stop_training = stop
+        learner.stop_training = True
 
     error = refusal(ConfigError, act)
     assert "outside a fit" in error.arrived
@@ -225,7 +226,7 @@ def test_numbers_of_numpy_are_numbers_too(learner: Learner) -> None:
     }
     history = learner.fit(epochs, lr, **plan, verbose=False)  # type: ignore[arg-type]
     assert history.epoch == [0]
-    assert {type(value) for value in history.params.values()} == {int, float}
+    assert {type(value) for value in history.params.values() if value is not None} == {int, float}
     seeded = made_learner(seed=np.int64(7), weight_decay=np.float32(0.1))
     assert same(weights(seeded), weights(made_learner(seed=7, weight_decay=0.1)))
 

@@ -301,7 +301,9 @@ class Learner:
     @stop_training.setter
     def stop_training(self, stop: bool) -> None:
         run = self._session.run
-        if run is None or (self.stop_training and not stop):
+        if not stop and not self.stop_training:
+            return  # as it is
+        if run is None or not stop:
             raise ConfigError(
                 f"stop_training={stop} " + ("outside a fit" if run is None else "after a stop was asked for"),
                 "True, in a callback of a fit; a stop cannot be taken back",

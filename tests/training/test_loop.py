@@ -478,7 +478,7 @@ def test_a_network_that_gives_no_logits_is_refused_at_its_first_batch(change, to
     ("loss", "told"),
     [
         (torch.nn.CrossEntropyLoss(reduction="none"), "gives [4]"),
-        (lambda logits, targets: float(functional.cross_entropy(logits, targets)), "gives float"),
+        (lambda logits, targets: functional.cross_entropy(logits, targets).item(), "gives float"),
     ],
 )
 def test_a_loss_that_is_no_mean_is_refused_at_its_first_batch(loss, told):

@@ -286,3 +286,11 @@ def test_a_plan_has_plain_defaults():
         "accumulate": 1,
         "clip_norm": None,
     }
+
+
+def test_a_run_that_is_over_holds_no_batch_and_no_graph():
+    noting = Noting()
+    learner = made_learner(pairs(4), pairs(4))
+    learner.fit(1, 0.1, callbacks=[noting], verbose=False)
+    assert not vars(noting.run).keys() & {"batch", "outputs", "loss"}
+    assert noting.run.params["batch_size"] is None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from headstart.data.image_data import ImageData, Part
+from headstart.data.image_data import ImageData, OwnLoader, Part
 from headstart.data.loading import Pair
 from headstart.errors import ConfigError, listing
 from headstart.model.backbone import Backbone
@@ -114,6 +114,8 @@ class Session:
                 loop.fit(train, val)
         finally:
             self.run = None
+            for name in ("batch", "outputs", "loss"):
+                vars(run).pop(name, None)  # callbacks keep the run, and it would keep the last batch's graph
             run.apply_deferred()
             self.backbone.network.eval()
         return run.history
@@ -156,7 +158,8 @@ class Session:
         self.backbone.lr_scales = lr_scales(len(self.backbone.stages), plan.head_lr_mult, plan.layer_lr_decay)
         optimizer = make_optimizer(self.optimizer_choice, self.backbone, plan.lr, self.weight_decay, self.device)
         carry_over(self.optimizer, optimizer)
-        params = {**vars(plan), "steps": batches, "batch_size": self.data.batch_size}
+        own = isinstance(self.data.train, OwnLoader)
+        params = {**vars(plan), "steps": batches, "batch_size": None if own else self.data.batch_size}
         return Run(
             self.backbone,
             params,
@@ -224,6 +227,13 @@ class _Recorder(Callback):
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         self.run.history.add(epoch, logs)
+
+    def on_train_end(self, logs: Logs) -> None:
+        run = self.run
+        # A StopTraining of a callback before this one: the epoch was over, and it was not its turn any more.
+        skipped = run.status == "stopped" and run.unfinished_hook == "on_epoch_end"
+        if skipped and run.epoch not in run.history.epoch:
+            run.history.add(run.epoch, logs)
 
 
 class _ClipNorm(Callback):
