@@ -5,11 +5,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from handmade import At, Noting, made_learner, pairs, plain_network, same, weights
+from handmade import At, Noting, made_learner, pairs, plain_network, refusal, same, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from headstart import ConfigError, EarlyStopping, ImageData, Learner, ModelCheckpoint, ReduceLROnPlateau
+from headstart import ConfigError, DataError, EarlyStopping, ImageData, Learner, ModelCheckpoint, ReduceLROnPlateau
 from headstart.training.callback import HOOKS
 from headstart.training.session import FitPlan
 
@@ -294,3 +294,13 @@ def test_a_run_that_is_over_holds_no_batch_and_no_graph():
     learner.fit(1, 0.1, callbacks=[noting], verbose=False)
     assert not vars(noting.run).keys() & {"batch", "outputs", "loss"}
     assert noting.run.params["batch_size"] is None
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_pictures_of_other_channels_than_a_library_network_takes_are_refused(channels):
+    train = [(torch.zeros(2, channels, 32, 32), torch.tensor([0, 1]))]
+    learner = Learner("test_resnet", ImageData.from_loaders(train, train, classes=2), pretrained=False, device="cpu")
+    for ask in (lambda: learner.fit(1, 0.1), learner.evaluate, lambda: learner.predict(train[0][0])):
+        error = refusal(DataError, ask)
+        assert error.arrived == f"images [2, {channels}, 32, 32], for a network that takes 3 channels"
+        assert "Grayscale(3)" in error.todo

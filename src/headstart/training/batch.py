@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.data.loading import Pair
-from headstart.errors import BackboneError, ConfigError
+from headstart.errors import BackboneError, ConfigError, DataError
 
 
 @dataclass
@@ -30,13 +30,26 @@ class Batch:
 
 
 def preparer(
-    device: torch.device, normalise: Callable[[Tensor], Tensor], *, channels_last: bool
+    device: torch.device, normalise: Callable[[Tensor], Tensor], *, channels_last: bool, channels: int | None = None
 ) -> Callable[[Pair], Batch]:
-    """Build the way of a pair from a loader to a batch on the device, without waiting for the device."""
+    """Build the way of a pair from a loader to a batch on the device, without waiting for the device.
+
+    Args:
+        device: where batches go.
+        normalise: from uint8 pictures to floats, on the device.
+        channels_last: how they lie in memory there.
+        channels: what the network takes, None where nobody knows; other pictures are refused with a DataError.
+    """
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def prepare(pair: Pair) -> Batch:
         images, targets = pair
+        if channels is not None and images.shape[1] != channels:
+            raise DataError(
+                f"images {list(images.shape)}, for a network that takes {channels} channels",
+                f"images [batch, {channels}, height, width]",
+                "Turn grey pictures into RGB in the dataset: Grayscale(3) of torchvision, or picture.convert('RGB').",
+            )
         if images.dtype == torch.uint8:
             images = normalise(images.to(device, non_blocking=True))
         images = images.to(device, torch.float32, non_blocking=True, memory_format=memory_format)

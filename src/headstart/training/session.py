@@ -86,7 +86,8 @@ class Session:
         if channels_last:
             self.backbone.network.to(memory_format=torch.channels_last)
         normalise = self.backbone.preprocessing.normaliser(self.device)
-        self._prepare = preparer(self.device, normalise, channels_last=channels_last)
+        channels = 3 if self.backbone.architecture else None  # the libraries' networks see colours
+        self._prepare = preparer(self.device, normalise, channels_last=channels_last, channels=channels)
 
     def fit(self, plan: FitPlan, callbacks: Sequence[Callback], learner: LearnerLike) -> History:
         """Train as planned and give what happened, epoch by epoch."""
