@@ -344,3 +344,25 @@ def test_loading_moves_nobodys_generator_and_gives_a_network_in_evaluation(saved
     loaded = Learner.load(saved[1], device="cpu")
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(module.training for module in loaded.model.modules())
+
+
+def test_a_loaded_learner_goes_on_with_the_loss_metrics_and_optimizer_it_is_given(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "metrics": ("accuracy", "f1"),
+        "loss": nn.CrossEntropyLoss(label_smoothing=0.1),
+        "optimizer": "sgd",
+        "weight_decay": 0.1,
+        "seed": 3,
+    }
+    data = ImageData.from_loaders(pairs(3, 2, side=32), pairs(4, side=32), classes=CLASSES)
+    learner = Learner(SMALL, data, pretrained=False, device="cpu", **options)
+    file = learner.save(tmp_path / "w.safetensors")
+    loaded = Learner.load(file, data, "cpu", **options)
+    assert loaded.evaluate() == learner.evaluate()
+    ours, theirs = (one.fit(1, 0.01, verbose=False).history for one in (loaded, learner))
+    assert ours == theirs
+    assert "val_f1" in ours
+    assert same(weights(loaded), weights(learner))
+    error = refusal(ConfigError, lambda: Learner.load(file, data, metrics=("f1", 5), seed=-1))  # type: ignore[arg-type]
+    assert error.arrived == "metrics=['f1', 5], seed=-1"
+    assert "sgd" in refusal(ConfigError, lambda: Learner.load(file, data, optimizer="sgdd")).todo

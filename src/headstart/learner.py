@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from PIL import Image
@@ -96,53 +96,35 @@ class Learner:
         )
         source = isinstance(pretrained, bool | str | Path)
         demands.check("pretrained", pretrained, source, "True, False, or the path of a file of weights")
-        means = loss == "auto" or (callable(loss) and not isinstance(loss, type))
-        demands.check("loss", loss, means, "'auto', a function of (logits, targets), or a module that is one")
-        if isinstance(metrics, Iterable) and not isinstance(metrics, str):
-            metrics = list(metrics)
-        counted = isinstance(metrics, str) or (isinstance(metrics, list) and all(map(_is_metric, metrics)))
-        demands.check("metrics", metrics, counted, "a list of names such as 'f1', or of torchmetrics objects")
-        decays = weight_decay is None or (is_number(weight_decay) and weight_decay >= 0)
-        demands.check("weight_decay", weight_decay, decays, "0 or more, or None")
-        demands.check("seed", seed, is_count(seed, 0), "a whole number, 0 or more")
-        demands.settle()
-        seed, weight_decay = int(seed), _plain(weight_decay)
-        choose_precision(precision, choose_device(device))
-        make_metrics(metrics, len(data.classes))
-        demand_known(optimizer)
+        settings = _Settings(loss, metrics, optimizer, weight_decay, precision, device, seed).checked(demands, data)
         with preserved():
-            torch.manual_seed(derive(WEIGHTS, seed))
+            torch.manual_seed(derive(WEIGHTS, settings.seed))
             opened = open_network(
                 model, len(data.classes), pretrained=pretrained, head=as_head(head), image_size=data.image_size
             )
         if compile:
             opened.network.compile()
-        self._begin(opened, data, loss, metrics, optimizer, weight_decay, precision, device, seed)
+        self._begin(opened, data, settings)
 
-    def _begin(
-        self,
-        opened: Opened,
-        data: ImageData,
-        loss: "str | Loss" = "auto",
-        metrics: "Sequence[str | Metric]" = ("accuracy",),
-        optimizer: str | OptimizerFactory = "adamw",
-        weight_decay: float | None = None,
-        precision: PrecisionName = "auto",
-        device: str | torch.device = "auto",
-        seed: int = 0,
-    ) -> None:
+    def _begin(self, opened: Opened, data: ImageData, settings: "_Settings") -> None:
         """Put the parts together."""
-        place = choose_device(device)
-        arithmetic = choose_precision(precision, place)
-        counted = make_metrics(metrics, len(data.classes))
-        opened.network.to(place).eval()
+        device = choose_device(settings.device)
+        opened.network.to(device).eval()
         bound = data.bind(opened.preprocessing)
         opened.preprocessing = bound.preprocessing or opened.preprocessing  # loaders may bring one of their own
         self._session = Session(
-            Backbone(opened), bound, choose_loss(loss, place), counted, optimizer, weight_decay, place, arithmetic, seed
+            Backbone(opened),
+            bound,
+            choose_loss(settings.loss, device),
+            make_metrics(settings.metrics, len(data.classes)),
+            settings.optimizer,
+            settings.weight_decay,
+            device,
+            choose_precision(settings.precision, device),
+            settings.seed,
         )
         self._description = opened.description
-        self._precision = precision  # as it was asked for: a file tells the next machine
+        self._precision = settings.precision  # as it was asked for: a file tells the next machine
         # On an object the class method would silently make another Learner.
         vars(self)["load"] = _refuse_load
         print(f"opened {opened.description}")
@@ -228,7 +210,8 @@ class Learner:
             return
         trained = " ... ".join(dict.fromkeys((names[boundary], names[-1]))) if boundary < len(names) else ""
         if boundary == 0:
-            print(f"training: all {len(names)} stages and the head")
+            whole = f"all {len(names)} stages" if len(names) > 1 else names[0]
+            print(f"training: {whole} and the head")
         elif trained:
             frozen = " ... ".join(dict.fromkeys((names[0], names[boundary - 1])))
             print(f"frozen: {frozen} ({boundary} stage{'s' * (boundary > 1)}); training: {trained} and the head")
@@ -366,10 +349,10 @@ class Learner:
         return Predictions(probabilities, self.data.classes, pictures.paths)
 
     def show_predictions(self, pictures: int = 12, *, part: str = "val") -> "Figure":
-        """Draw pictures with what they show and what the network says; wrong answers are marked.
+        """Draw pictures with what they show and how sure the network is; a wrong answer is marked and stands below.
 
         Args:
-            pictures: how many at the most, taken evenly from the whole part.
+            pictures: how many at the most, taken evenly from the whole part (of a loader, the first ones).
             part: `"val"`, `"train"` or `"test"`.
 
         Returns:
@@ -387,7 +370,7 @@ class Learner:
         names = [self.data.classes[truth] for truth in truths]
         right = [name == answer for name, answer in zip(names, answers.labels, strict=True)]
         titles = [
-            f"{name} {confidence:.0%}" if is_right else f"{name}, not {answer} {confidence:.0%}"
+            f"{name} {confidence:.0%}" if is_right else f"{name}\nsaid {answer} {confidence:.0%}"
             for name, answer, confidence, is_right in zip(names, answers.labels, answers.confidence, right, strict=True)
         ]
         heading = f"{sum(right)} of {len(right)} {part} pictures right"
@@ -417,20 +400,37 @@ class Learner:
         return target
 
     @classmethod
-    def load(cls, file: str | Path, data: ImageData | None = None, device: str | torch.device = "auto") -> Self:
+    def load(
+        cls,
+        file: str | Path,
+        data: ImageData | None = None,
+        device: str | torch.device = "auto",
+        *,
+        loss: "str | Loss" = "auto",
+        metrics: "Sequence[str | Metric]" = ("accuracy",),
+        optimizer: str | OptimizerFactory = "adamw",
+        weight_decay: float | None = None,
+        seed: int = 0,
+    ) -> Self:
         """Make a Learner of a file that `save` or a ModelCheckpoint wrote; it predicts as the saved one did.
+
+        Network, classes, preprocessing and precision are in the file. Loss, metrics and optimizer may be code, so they
+        are not, nor are history and what trains: give them anew to go on as before.
 
         Args:
             file: the file. Nothing in it is executed, and a changed bit is noticed.
             data: pictures to go on training with; their classes must be the file's. None is enough to predict.
-            device: as in `Learner`.
-
-        Returns:
-            A Learner with the usual settings; what trains, optimizer and history are not in the file.
+            device: as in `Learner`, and so are all that follow.
+            loss: from logits and targets to the mean over the batch.
+            metrics: names or torchmetrics objects.
+            optimizer: a name, or a function of parameters that makes one.
+            weight_decay: None is the optimizer's usual one.
+            seed: of order, augmentation and dropout.
 
         Raises:
             CheckpointError: the file is missing, damaged, not headstart's, of other classes or another image size, or
                 of a network or head of your own making (make the Learner anew and call `load_weights`).
+            ConfigError: an argument is out of range.
 
         Example:
             >>> loaded = Learner.load("flowers.safetensors")
@@ -438,10 +438,12 @@ class Learner:
             >>> loaded.predict("flowers/val/rose").labels == learner.predict("flowers/val/rose").labels
             True
         """
+        demands = Demands("For example Learner.load('flowers.safetensors', data, metrics=('accuracy', 'f1')).")
+        settings = _Settings(loss, metrics, optimizer, weight_decay, "auto", device, seed).checked(demands, data)
         reopened = reopen(as_path(file), data, choose_device(device))
         learner = cls.__new__(cls)
         begin = learner._begin  # noqa: SLF001 - a constructor's own business
-        begin(reopened.opened, reopened.data, device=device, precision=reopened.precision)
+        begin(reopened.opened, reopened.data, settings._replace(precision=reopened.precision))
         return learner
 
     def load_weights(self, path: str | Path) -> None:
@@ -468,6 +470,37 @@ class Learner:
         if session is not None and hasattr(session.backbone.network, name):
             message += f"; the network has it: learner.model.{name}, or self.run.network.{name} in a callback"
         raise AttributeError(message)
+
+
+class _Settings(NamedTuple):
+    """How a Learner trains, as the user put it."""
+
+    loss: "str | Loss"
+    metrics: "Sequence[str | Metric]"
+    optimizer: str | OptimizerFactory
+    weight_decay: float | None
+    precision: PrecisionName
+    device: str | torch.device
+    seed: int
+
+    def checked(self, demands: Demands, data: ImageData | None) -> Self:
+        """Refuse what cannot work, together with what the demands have noted before; give plain values."""
+        metrics, decay = self.metrics, self.weight_decay
+        if isinstance(metrics, Iterable) and not isinstance(metrics, str):
+            metrics = list(metrics)
+        means = self.loss == "auto" or (callable(self.loss) and not isinstance(self.loss, type))
+        demands.check("loss", self.loss, means, "'auto', a function of (logits, targets), or a module that is one")
+        counted = isinstance(metrics, str) or (isinstance(metrics, list) and all(map(_is_metric, metrics)))
+        demands.check("metrics", metrics, counted, "a list of names such as 'f1', or of torchmetrics objects")
+        decays = decay is None or (is_number(decay) and decay >= 0)
+        demands.check("weight_decay", decay, decays, "0 or more, or None")
+        demands.check("seed", self.seed, is_count(self.seed, 0), "a whole number, 0 or more")
+        demands.settle()
+        choose_precision(self.precision, choose_device(self.device))
+        demand_known(self.optimizer)
+        if data is not None:
+            make_metrics(metrics, len(data.classes))
+        return self._replace(metrics=metrics, weight_decay=_plain(decay), seed=int(self.seed))
 
 
 def _is_positive(value: object) -> bool:

@@ -304,3 +304,12 @@ def test_pictures_of_other_channels_than_a_library_network_takes_are_refused(cha
         error = refusal(DataError, ask)
         assert error.arrived == f"images [2, {channels}, 32, 32], for a network that takes 3 channels"
         assert "Grayscale(3)" in error.todo
+
+
+def test_a_network_that_fails_tells_what_it_was_given():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(7 * 7 * 3, 3))
+    learner = made_learner(pairs(4), network=network)
+    with pytest.raises(RuntimeError, match="cannot be multiplied") as caught:
+        learner.fit(1, 0.1, verbose=False)
+    assert "[4, 3, 6, 6]" in caught.value.__notes__[0]
+    assert "image_size=" in caught.value.__notes__[0]

@@ -113,6 +113,12 @@ class Session:
         try:
             with loop.hooks.bound(), preserved():
                 loop.fit(train, val)
+        except RuntimeError as error:
+            if batch := vars(run).get("batch"):
+                error.add_note(
+                    f"The network was given images {list(batch.images.shape)}; image_size= of the data sets their size."
+                )
+            raise
         finally:
             self.run = None
             for name in ("batch", "outputs", "loss"):
