@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from handmade import made_learner, pairs, same, weights
+from handmade import At, made_learner, pairs, same, weights
 
 import headstart
 from headstart import Callback, ConfigError, Order
-from headstart.training.callback import HOOKS
+from headstart.training.callback import HOOKS, Monitor
 
 CLASSES = [
     value
@@ -21,10 +21,11 @@ CLASSES = [
 SETTINGS = {
     "LRSchedule": lambda folder: {"schedule": headstart.cosine(warmup=0.1)},
     "LearningRateScheduler": lambda folder: {"schedule": lambda epoch, lr: lr * 0.9},
+    "ReduceLROnPlateau": lambda folder: {"patience": 0, "min_delta": 100.0},
     "ModelCheckpoint": lambda folder: {"directory": folder / "runs"},
     "CSVLogger": lambda folder: {"path": folder / "log.csv"},
 }
-"""What those need that cannot be made without arguments."""
+"""What those need that cannot be made without arguments, or would do nothing in a short fit."""
 FLAGS = {"save_best_only", "overwrite", "restore_best_weights"}
 WRONG = object()
 
@@ -43,6 +44,11 @@ def fitted(callback: Callback, learner=None):
     learner = learner or made_learner(pairs(4, 2), pairs(3))
     learner.fit(3, 0.1, callbacks=[callback], verbose=False)
     return learner
+
+
+def remembered(callback: Callback) -> dict[str, object]:
+    """Give all that a callback holds, and what its monitor holds."""
+    return {name: dict(vars(held)) if isinstance(held, Monitor) else held for name, held in vars(callback).items()}
 
 
 def test_there_are_callbacks_and_their_names_have_no_suffix():
@@ -65,6 +71,15 @@ def test_its_order_is_a_band_and_its_declarations_are_well_formed(kind):
     assert isinstance(kind.order, Order)
     assert isinstance(kind.sets_lr, bool)
     assert all(isinstance(key, str) and better in ("min", "max") for key, better in kind.adds.items())
+
+
+@every
+def test_it_says_where_it_writes_and_writes_nowhere_else(kind, tmp_path):
+    callback = make(kind, tmp_path)
+    fitted(callback)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert bool(written) == (callback.writes_to is not None)
+    assert all(path.is_relative_to(callback.writes_to) for path in written)
 
 
 @every
@@ -125,10 +140,11 @@ def test_checking_whether_it_can_work_writes_and_changes_nothing(kind, tmp_path)
     callback = make(kind, tmp_path)
     learner = made_learner(pairs(4, 2), pairs(3))
     run = learner._session._fit_run(headstart.training.session.FitPlan(2, 0.1), 2, [callback])
-    before = weights(learner)
+    before, state = weights(learner), remembered(callback)
     for _ in range(2):
         callback.check(run)
     assert list(tmp_path.iterdir()) == []
+    assert remembered(callback) == state
     assert same(weights(learner), before)
     assert {group["lr"] for group in run.optimizer.param_groups} == {0.1}
 
@@ -140,10 +156,18 @@ def test_a_misspelt_hook_in_a_class_derived_from_it_is_refused(kind):
 
 
 @every
-def test_it_leaves_a_run_that_it_does_not_steer_as_it_is(kind, tmp_path):
-    """Only those that say so set the rate, and none moves weights while training goes on."""
-    callback = make(kind, tmp_path)
+def test_a_fit_with_it_is_a_fit_without_it_at_the_rates_that_it_sets(kind, tmp_path):
+    """Only those that say so set the rate, and none changes anything else while training goes on."""
+    rates, ends = [], []
+    note = At(
+        on_step_end=lambda c: rates.append(c.run.lr),
+        on_epoch_end=lambda c, epoch, logs: ends.append(weights(c.learner)),
+    )
+    learner = made_learner(pairs(4, 2), pairs(3))
+    learner.fit(3, 0.1, callbacks=[note, make(kind, tmp_path)], verbose=False)
+    assert (len(set(rates)) > 1) == kind.sets_lr
+    play = At(on_step_begin=lambda c: setattr(c.run, "lr", rates[c.run.step]))
     plain = made_learner(pairs(4, 2), pairs(3))
-    plain.fit(3, 0.1, verbose=False)
-    if not kind.sets_lr:
-        assert fitted(callback).history.history == plain.history.history
+    plain.fit(3, 0.1, callbacks=[play, note] if kind.sets_lr else [note], verbose=False)
+    assert learner.history.history == plain.history.history
+    assert all(same(*both) for both in zip(ends[:3], ends[3:], strict=True))

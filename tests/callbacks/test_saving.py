@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from handmade import At, Noting, Script, made_learner, pairs, same, weights
+from handmade import At, Noting, Script, made_learner, made_run, pairs, refusal, same, weights
 
 from headstart import CheckpointError, ConfigError, EarlyStopping, ImageData, Learner, ModelCheckpoint
 from headstart.training.checkpoint import read_weights
@@ -179,6 +179,31 @@ def test_overwriting_replaces_what_a_run_left_and_nothing_else(tmp_path):
     assert holds(tmp_path / "fit-1" / "last.safetensors", kept[1])
 
 
+def test_overwriting_removes_only_the_names_that_it_writes_itself(tmp_path):
+    folder = tmp_path / "fit-1"
+    own = ["best", "best-2", "best-10", "last", "epoch-001", "epoch-1000"]
+    others = [
+        "best_of_alice",
+        "best-",
+        "best-1",
+        "best-02",
+        "best-of-all",
+        "last-1",
+        "epoch-notes",
+        "epoch-1",
+        "epoch-0001",
+    ]
+    (folder / "best-3.safetensors").mkdir(parents=True)
+    for name in (*own, *others):
+        (folder / f"{name}.safetensors").write_text("of an earlier run")
+    ModelCheckpoint(tmp_path, overwrite=True).check(made_run())
+    assert len(contents(folder)) == len(own) + len(others)
+    fitted(ModelCheckpoint(tmp_path, overwrite=True), [1])
+    assert contents(folder) == sorted(f"{name}.safetensors" for name in ("best", "last", *others))
+    assert all((folder / f"{name}.safetensors").read_text() == "of an earlier run" for name in others)
+    assert (folder / "best-3.safetensors").is_dir()
+
+
 def test_an_overwriting_run_that_is_refused_leaves_the_old_one(tmp_path):
     fitted(ModelCheckpoint(tmp_path), [3, 2])
     before = contents(tmp_path)
@@ -219,6 +244,32 @@ def test_a_key_that_the_fit_will_not_have_is_refused_and_nothing_is_written(tmp_
         assert f"ModelCheckpoint with monitor={key!r}" in caught.value.arrived
         assert words in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_evaluation_inside_a_fit_changes_nothing(tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path)
+    nest = At(on_epoch_begin=lambda c, epoch, logs: c.learner.evaluate(callbacks=[checkpoint]))
+    _, kept = fitted(checkpoint, [3, 2, 1], callbacks=[nest])
+    assert holds(tmp_path / "fit-1" / "best.safetensors", kept[2])
+    assert checkpoint.best == 1.0
+
+
+def test_the_folder_is_that_of_the_last_fit_and_before_the_first_there_is_none(tmp_path):
+    checkpoint, learner = ModelCheckpoint(tmp_path), made_learner(val=pairs(2))
+    for _ in range(2):
+        error = refusal(ConfigError, lambda: checkpoint.folder)
+        assert error.arrived == "the folder of a ModelCheckpoint that has been in no fit"
+        assert error.needed == "a fit, whose number is in the folder's name"
+        assert "callbacks=[checkpoint]" in error.todo
+        learner.evaluate(callbacks=[checkpoint])
+    learner.fit(1, 0.1, callbacks=[checkpoint], verbose=False)
+    learner.evaluate(callbacks=[checkpoint])
+    assert checkpoint.folder == tmp_path / "fit-1"
+
+
+def test_what_comes_after_the_mode_is_given_by_name(tmp_path):
+    with pytest.raises(TypeError, match="positional"):
+        ModelCheckpoint(tmp_path, "val_loss", "min", True)
 
 
 def test_all_wrong_arguments_are_told_at_once(tmp_path):

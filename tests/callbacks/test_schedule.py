@@ -1,10 +1,12 @@
 """How the rate moves: schedules, Keras's function, torch's schedulers, plateaus."""
 
+import functools
 import math
 
+import numpy as np
 import pytest
 import torch
-from handmade import At, Noting, Script, made_learner, pairs, plain_network
+from handmade import At, Noting, Script, made_learner, made_run, pairs, plain_network, refusal
 from torch.optim import lr_scheduler
 
 from headstart import (
@@ -139,6 +141,63 @@ def test_one_cycle_made_for_another_number_of_steps_is_refused_before_the_first_
     assert noting.notes == []
 
 
+def one_rate_for_all(optimizer):
+    return lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=12)
+
+
+@pytest.mark.parametrize(
+    ("factory", "settings", "name"),
+    [
+        (one_rate_for_all, {"head_lr_mult": 10.0}, "OneCycleLR"),
+        (one_rate_for_all, {"layer_lr_decay": 0.5}, "OneCycleLR"),
+        (
+            lambda o: lr_scheduler.OneCycleLR(o, 0.5, total_steps=12, div_factor=math.inf),
+            {"head_lr_mult": 10.0},
+            "OneCycleLR",
+        ),
+        (lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1), {"head_lr_mult": 10.0}, "CyclicLR"),
+    ],
+)
+def test_a_scheduler_that_gives_all_groups_one_rate_is_refused_where_they_differ(factory, settings, name, tiny_network):
+    noting, learner = Noting(), made_learner(pairs(2, 2, 2, side=32), network=tiny_network())
+    schedule = LRSchedule(factory, every="step")
+    error = refusal(ConfigError, lambda: learner.fit(4, 0.1, callbacks=[noting, schedule], verbose=False, **settings))
+    asked = ", ".join(
+        f"{name}={value}" for name, value in {"head_lr_mult": 1.0, "layer_lr_decay": None, **settings}.items()
+    )
+    assert error.arrived == f"a {name} that gives all groups the same rate, with {asked}"
+    assert "a rate of its own for each group" in error.needed
+    assert 'max_lr=[group["lr"] for group in optimizer.param_groups]' in error.todo
+    assert "leave head_lr_mult and layer_lr_decay out" in error.todo
+    assert noting.notes == []
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        *FACTORIES.values(),
+        lambda o: lr_scheduler.OneCycleLR(o, [group["lr"] for group in o.param_groups], total_steps=12),
+        lambda o: lr_scheduler.CyclicLR(o, 0.01, [group["lr"] for group in o.param_groups]),
+        lambda o: lr_scheduler.CyclicLR(o, [group["lr"] for group in o.param_groups], 0.5),
+        lambda o: lr_scheduler.LambdaLR(o, lambda step: min(1.0, step / 5)),
+        lambda o: lr_scheduler.LambdaLR(o, lambda step: float(step >= 5)),
+        lambda o: lr_scheduler.LambdaLR(o, lambda step: 0.0),
+        lambda o: lr_scheduler.SequentialLR(
+            o, [lr_scheduler.LinearLR(o, 0.01), lr_scheduler.StepLR(o, 3)], milestones=[2]
+        ),
+    ],
+)
+def test_a_scheduler_that_moves_each_group_from_its_own_rate_is_taken(factory):
+    run = made_run(lr_scales=[1.0, 10.0], epochs=12, batches=1)
+    for every in ("step", "epoch"):
+        LRSchedule(factory, every=every).check(run)
+
+
+def test_a_scheduler_that_gives_all_groups_one_rate_is_taken_where_they_have_one():
+    found = steps_of(LRSchedule(one_rate_for_all, every="step"))
+    assert found == [pytest.approx(rates) for rates in torch_steps(one_rate_for_all, every="step")]
+
+
 def test_a_second_fit_begins_anew_at_its_own_rate():
     learner, callback = made_learner(pairs(2, 2), weight_decay=0.0), LRSchedule(FACTORIES["StepLR"])
     for lr in (0.1, 0.01):
@@ -197,7 +256,31 @@ def test_what_is_no_schedule_is_refused_before_the_first_batch(schedule, words):
 
 def test_a_schedule_is_for_fits():
     with pytest.raises(ConfigError, match=r"where nothing is trained[\s\S]*Pass it to fit"):
-        made_learner().evaluate("train", callbacks=[LRSchedule(FACTORIES["StepLR"])])
+        LRSchedule(FACTORIES["StepLR"]).check(made_run(optimizer=None))
+
+
+@pytest.mark.parametrize(
+    ("maker", "call"),
+    [
+        (constant, "constant()"),
+        (linear, "linear()"),
+        (cosine, "cosine()"),
+        (one_cycle, "one_cycle()"),
+        (step_decay, "step_decay(every_epochs=7)"),
+    ],
+)
+def test_a_schedule_without_its_brackets_is_refused_when_it_is_given(maker, call):
+    error = refusal(ConfigError, lambda: LRSchedule(maker))
+    assert error.arrived == f"schedule={maker.__name__}, which makes a schedule when it is called"
+    assert error.needed == "a schedule, or a function of an optimizer"
+    assert error.todo == f"Call it: LRSchedule({call})."
+    LRSchedule(eval(call))  # noqa: S307 - what the message says to type
+
+
+def test_a_schedule_may_give_numbers_of_numpys():
+    rates = steps_of(LRSchedule(lambda progress: np.float32(0.5)))
+    assert rates == [[0.05]] * 12
+    assert all(type(rate) is float for group in rates for rate in group)
 
 
 @pytest.mark.parametrize("make", [LRSchedule, LearningRateScheduler])
@@ -225,6 +308,50 @@ def test_a_keras_function_gives_each_epochs_rate(function):
 def test_a_keras_function_may_have_further_arguments_of_its_own():
     rates = steps_of(LearningRateScheduler(lambda epoch, lr, factor=0.5: lr * factor), batches=1)
     assert rates == [[0.05], [0.025], [0.0125], [0.00625]]
+
+
+@pytest.mark.parametrize("give", [np.float32, np.float64, np.int64, int])
+def test_a_keras_function_may_give_numbers_of_numpys(give):
+    rates = steps_of(LearningRateScheduler(lambda epoch: give(epoch + 1)), batches=1)
+    assert rates == [[1.0], [2.0], [3.0], [4.0]]
+    assert all(type(rate) is float for group in rates for rate in group)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda *arguments: arguments[1] * 0.5,
+        lambda epoch, *others: others[0] * 0.5,
+        lambda epoch, lr, *, factor=0.5: lr * factor,
+        functools.partial(lambda factor, epoch, lr: lr * factor, 0.5),
+        lambda epoch, *, first=0.05: first * 0.5**epoch,
+        lambda epoch, **settings: 0.05 * 0.5**epoch,
+    ],
+)
+def test_a_keras_function_is_given_what_it_takes(function):
+    assert steps_of(LearningRateScheduler(function), batches=1) == [[0.05], [0.025], [0.0125], [0.00625]]
+
+
+def test_a_function_whose_arguments_nobody_can_see_is_refused_when_it_is_given():
+    error = refusal(ConfigError, lambda: LearningRateScheduler(max))
+    assert error.arrived == "schedule=<built-in function max>, which does not tell its arguments"
+    assert error.needed == "a function of (epoch, lr), or of the epoch alone"
+    assert error.todo == "Wrap it: LearningRateScheduler(lambda epoch, lr: max(epoch, lr))."
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (lambda: 0.1, "()"),
+        (lambda epoch, lr, factor: lr, "(epoch, lr, factor)"),
+        (lambda epoch, *, factor: factor, "(epoch, *, factor)"),
+    ],
+)
+def test_a_function_of_other_arguments_is_refused_when_it_is_given(function, arguments):
+    error = refusal(ConfigError, lambda: LearningRateScheduler(function))
+    assert error.arrived == f"schedule={function!r}, a function of {arguments}"
+    assert error.needed == "a function of (epoch, lr), or of the epoch alone"
+    assert error.todo == "For example LearningRateScheduler(lambda epoch, lr: lr * 0.9)."
 
 
 @pytest.mark.parametrize("wrong", [None, "fast", -0.1, nan])

@@ -2,11 +2,24 @@
 
 import inspect
 import math
+from pathlib import Path
 
 import pytest
+import torch
 from handmade import At, Noting, made_learner, made_run, pairs, refusal
 
-from headstart import Callback, ConfigError, EarlyStopping, LearningRateScheduler, LRSchedule, Order, cosine
+from headstart import (
+    Callback,
+    ConfigError,
+    CSVLogger,
+    EarlyStopping,
+    LearningRateScheduler,
+    LRSchedule,
+    ModelCheckpoint,
+    Order,
+    ReduceLROnPlateau,
+    cosine,
+)
 from headstart.training.callback import HOOKS, Hooks, Monitor, check_callbacks
 
 nan = math.nan
@@ -68,6 +81,40 @@ def test_an_unknown_hook_is_refused_also_when_it_comes_from_a_mixin():
 
     with pytest.raises(ConfigError, match=r"Mine\.on_epoch_ends"):
         type("Mine", (Mixin, Callback), {})
+
+
+@pytest.mark.parametrize("order", ["last", 2.5, None, True, property(lambda self: Order.SAVE)])
+def test_an_order_that_is_no_band_is_refused_while_the_class_is_made(order):
+    error = refusal(ConfigError, lambda: type("Mine", (Callback,), {"order": order}))
+    assert error.arrived == f"Mine.order = {order!r}"
+    assert error.needed == "one of Order.DATA, Order.TRAIN, Order.USER, Order.WATCH, Order.REPORT, Order.SAVE"
+    assert "order = Order.WATCH" in error.todo
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda learner, c: learner.evaluate(callbacks=c), lambda learner, c: learner.fit(1, 0.1, callbacks=c)]
+)
+def test_an_order_of_one_object_that_is_no_band_is_refused_before_the_first_batch(ask):
+    mine, noting = Callback(), Noting()
+    mine.order = "last"
+    error = refusal(ConfigError, lambda: ask(made_learner(val=pairs(2)), [noting, mine]))
+    assert error.arrived == "Callback.order = 'last'"
+    assert noting.notes == []
+
+
+def test_a_whole_number_between_or_beyond_the_bands_is_an_order():
+    called = []
+
+    class Last(Callback):
+        order = 9
+
+        def on_epoch_end(self, epoch, logs):
+            called.append("last")
+
+    saving = At(on_epoch_end=lambda c, epoch, logs: called.append("saving"))
+    saving.order = Order.SAVE
+    made_learner().fit(1, 0.1, callbacks=[Last(), saving], verbose=False)
+    assert called == ["saving", "last"]
 
 
 def test_hooks_may_come_from_a_mixin_and_from_the_object_itself():
@@ -177,6 +224,20 @@ def test_keys_added_at_the_end_of_a_test_are_results():
     assert learner.fit(1, 0.1, callbacks=[adding], verbose=False).history["val_mine"] == [7.0]
 
 
+def test_logs_of_a_batch_go_on_with_the_epoch_and_a_copy_stays():
+    kept, copies, told = [], [], []
+
+    def keep(callback, batch, logs):
+        kept.append(logs)
+        copies.append(dict(logs))
+        told.append(logs["loss"])
+
+    made_learner(pairs(4, 4, 4)).fit(1, 0.1, callbacks=[At(on_train_batch_end=keep)], verbose=False)
+    assert [logs["loss"] for logs in kept] == [told[-1]] * 3
+    assert [logs["loss"] for logs in copies] == told
+    assert len(set(told)) == 3
+
+
 # What is refused before anything has happened.
 
 
@@ -203,6 +264,78 @@ def test_two_callbacks_that_set_the_rate_are_refused_before_the_first_batch():
     assert noting.notes == []
 
 
+@pytest.mark.parametrize("make", [ModelCheckpoint, CSVLogger])
+def test_two_callbacks_that_write_to_the_same_place_are_refused_before_the_first_batch(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    noting, learner = Noting(), made_learner(val=pairs(2))
+    two = [make(tmp_path / "runs.d"), make(Path("x") / ".." / "runs.d")]
+    error = refusal(ConfigError, lambda: learner.fit(1, 0.1, callbacks=[noting, *two], verbose=False))
+    assert error.arrived == f"{make.__name__} and {make.__name__} in one fit, writing to {tmp_path / 'runs.d'}"
+    assert error.needed == "a file or folder of its own for each"
+    assert error.todo == f"Give one of them another, for example {str(tmp_path / 'runs-2.d')!r}."
+    assert noting.notes == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_callback_twice_in_the_list_is_refused_if_it_writes(tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path)
+    refusal(ConfigError, lambda: made_learner().fit(1, 0.1, callbacks=[checkpoint, checkpoint], verbose=False))
+
+
+def test_a_callback_of_the_users_says_where_it_writes(tmp_path):
+    mine = type("Mine", (Callback,), {"writes_to": tmp_path / "runs"})()
+    two = [mine, ModelCheckpoint(tmp_path / "runs")]
+    error = refusal(ConfigError, lambda: made_learner().fit(1, 0.1, callbacks=two, verbose=False))
+    assert error.arrived.startswith("Mine and ModelCheckpoint in one fit")
+
+
+def test_two_callbacks_that_write_to_places_of_their_own_keep_what_they_say(tmp_path):
+    low, high = (ModelCheckpoint(tmp_path / mode, "val_loss", mode) for mode in ("min", "max"))
+    made_learner(val=pairs(2)).fit(2, 0.1, callbacks=[low, high, CSVLogger(tmp_path / "log.csv")], verbose=False)
+    assert low.best < high.best
+    assert {path.name for path in tmp_path.iterdir()} == {"min", "max", "log.csv"}
+
+
+def test_callbacks_of_a_fit_may_be_given_to_an_evaluation_and_a_prediction(tmp_path):
+    learner = made_learner(val=pairs(2))
+    given = [
+        EarlyStopping("val_loss"),
+        ReduceLROnPlateau("val_f1"),
+        LRSchedule(cosine()),
+        ModelCheckpoint(tmp_path),
+        ModelCheckpoint(tmp_path),
+    ]
+    assert learner.evaluate(callbacks=given) == learner.evaluate()
+    learner.predict(torch.zeros(2, 3, 6, 6), callbacks=given)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"])
+def test_a_declared_key_that_the_fit_has_itself_is_refused(key):
+    declaring = type("Mine", (Callback,), {"adds": {"mine": "max", key: "max"}})()
+    noting = Noting()
+    error = refusal(
+        ConfigError, lambda: made_learner(val=pairs(2)).fit(1, 0.1, callbacks=[noting, declaring], verbose=False)
+    )
+    assert error.arrived == f"Mine with adds={declaring.adds!r}, though the fit has {key!r} itself"
+    assert error.needed == "keys that are new; the fit has loss, accuracy, val_loss, val_accuracy, learning_rate"
+    assert f"'own_{key}'" in error.todo
+    assert noting.notes == []
+
+
+def test_a_declared_val_key_is_new_where_there_is_no_val_part():
+    class Mine(Callback):
+        def __init__(self):
+            self.adds = {"val_loss": "max"}
+
+        def on_epoch_end(self, epoch, logs):
+            logs["val_loss"] = [3, 4, 1, 2][epoch]
+
+    stopping = EarlyStopping("val_loss", patience=1)
+    history = made_learner().fit(4, 0.1, callbacks=[Mine(), stopping], verbose=False)
+    assert (history.history["val_loss"], stopping.best) == ([3.0, 4.0, 1.0], 4.0)
+
+
 @pytest.mark.parametrize("adds", [["val_f1"], {"val_f1": "higher"}, {"val_f1": "Max"}, "val_f1", None, {3: "max"}])
 def test_keys_that_are_declared_without_their_direction_are_refused(adds):
     class Mine(Callback):
@@ -227,12 +360,20 @@ def test_every_callback_is_asked_whether_it_can_work():
     assert asked == [run, run]
 
 
+def test_an_evaluation_and_a_prediction_ask_nobody_whether_it_can_work():
+    def fail(callback, run):
+        raise ZeroDivisionError
+
+    check_callbacks([At(check=fail)], made_run(fit=0))
+
+
 # Monitor.
 
 
 def checked(key="val_loss", mode="auto", **settings) -> Monitor:
     monitor = Monitor(key, mode, **settings)
     monitor.check(made_run(), "Mine")
+    monitor.begin(made_run())
     return monitor
 
 
@@ -251,7 +392,7 @@ def test_the_direction_is_never_guessed_from_a_name(direction):
     run.directions["val_loss"] = run.directions["accuracy_error"] = direction
     for key in ("val_loss", "accuracy_error"):
         monitor = Monitor(key)
-        monitor.check(run, "Mine")
+        monitor.begin(run)
         assert monitor.mode == direction
 
 
@@ -259,8 +400,15 @@ def test_one_monitor_serves_fits_of_two_directions():
     monitor, run = Monitor("mine"), made_run()
     for direction in ("min", "max", "min"):
         run.directions["mine"] = direction
-        monitor.check(run, "Mine")
+        monitor.begin(run)
         assert monitor.mode == direction
+
+
+def test_asking_a_monitor_whether_it_can_work_changes_nothing():
+    monitor = Monitor("val_accuracy")
+    before = dict(vars(monitor))
+    monitor.check(made_run(), "Mine")
+    assert vars(monitor) == before
 
 
 def test_a_key_without_a_direction_needs_a_mode():
@@ -280,9 +428,19 @@ def test_an_unknown_key_is_refused_with_those_there_are():
     assert "adds" in caught.value.todo
 
 
-def test_a_val_key_without_a_val_part_is_refused_with_the_reason():
-    with pytest.raises(ConfigError, match="data without a val part"):
-        Monitor("val_loss").check(made_run(val=False), "EarlyStopping")
+@pytest.mark.parametrize(
+    ("key", "instead"), [("val_loss", "loss"), ("val_accuracy", "accuracy"), ("val_f1", "loss"), ("val_los", "loss")]
+)
+def test_a_val_key_without_a_val_part_is_refused_with_the_reason_and_both_cures(key, instead):
+    run = made_run(val=False)
+    run.directions["val_gap"] = "min"  # declared by a callback
+    error = refusal(ConfigError, lambda: Monitor(key).check(run, "EarlyStopping"))
+    assert error.arrived == f"EarlyStopping with monitor={key!r} and data without a val part"
+    assert error.needed == "one of the keys this fit will have: loss, accuracy, learning_rate, val_gap"
+    assert error.todo == (
+        "Give the data a val part, for example val= of ImageData.from_datasets or ImageData.from_loaders, "
+        f"or pass monitor={instead!r}."
+    )
 
 
 @pytest.mark.parametrize("mode", ["MAX", "", None, "higher"])
@@ -321,9 +479,9 @@ def test_better_is_more_than_min_delta():
 
 def test_a_monitor_may_start_from_a_value():
     monitor = checked(mode="max")
-    monitor.reset(0.5)
+    monitor.begin(made_run(), 0.5)
     assert [monitor.improves(value) for value in (0.4, 0.5, 0.6)] == [False, False, True]
-    monitor.reset()
+    monitor.begin(made_run())
     assert math.isnan(monitor.best)
     assert monitor.improves(0.1)
 

@@ -48,7 +48,7 @@ def test_a_tensor_is_read_when_it_arrives():
 @pytest.mark.parametrize("value", [torch.ones(2), "high", None])
 def test_what_is_not_one_number_is_refused_and_nothing_is_added(value):
     history = made([{"loss": 0.5}])
-    with pytest.raises(ConfigError, match=rf"logs\['val_f1'\] of type {type(value).__name__}"):
+    with pytest.raises(ConfigError, match=r"logs\['val_f1'\] = "):
         history.add(1, {"loss": 0.25, "val_f1": value})
     assert history.history == {"loss": [0.5]}
     assert len(history) == 1

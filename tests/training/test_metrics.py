@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from handmade import CPU, refusal
@@ -199,7 +200,7 @@ def test_a_tally_of_nothing_is_nan_and_resetting_forgets():
     for _ in range(2):
         assert all(math.isnan(value) for value in tally.logs().values())
         tally.add(torch.tensor(1.0), torch.eye(3), torch.tensor([0, 1, 1]))
-        assert tally.logs("val_")["val_accuracy"] == pytest.approx(2 / 3)
+        assert tally.logs()["accuracy"] == pytest.approx(2 / 3)
         tally.reset()
 
 
@@ -256,3 +257,45 @@ def test_a_key_that_is_not_there_is_told_with_those_that_are():
         Logs({"loss": 1, "accuracy": 1})["val_loss"]
     with pytest.raises(KeyError, match="there are no logs here"):
         Logs()["loss"]
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (torch.tensor([1.0, 2.0]), "logs['grad'] = tensor([1., 2.])"),
+        (torch.tensor([]), "logs['grad'] = tensor([])"),
+        (torch.tensor(1j), "logs['grad'] = tensor(0.+1.j)"),
+        ("high", "logs['grad'] = 'high'"),
+        (None, "logs['grad'] = None"),
+        ([0.5], "logs['grad'] = [0.5]"),
+        (np.ones(3), "logs['grad'] = array([1., 1., 1.])"),
+        (lambda: "high", "logs['grad'] = 'high'"),
+    ],
+)
+def test_a_value_that_is_no_number_is_told_with_its_key_when_it_is_read(value, told):
+    logs = Logs({"loss": 1.0})
+    logs["grad"] = value
+    error = refusal(ConfigError, lambda: logs["grad"])
+    assert error.arrived == told
+    assert error.needed == "one number for each key"
+    assert ".mean()" in error.todo
+    assert logs["loss"] == 1.0
+
+
+def test_a_large_value_that_is_no_number_is_told_shortly():
+    error = refusal(ConfigError, lambda: Logs({"grad": "long " * 1000})["grad"])
+    assert len(error.arrived) < 80
+
+
+def test_an_error_while_a_value_is_computed_is_not_about_the_value():
+    def fail():
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match=r"^mine$"):
+        Logs({"live": fail})["live"]
+
+
+@pytest.mark.parametrize("value", [2, 2.0, np.float32(2), torch.tensor(2), torch.tensor([[2.0]])])
+def test_whatever_is_one_number_is_read_as_a_float(value):
+    found = Logs({"mine": value})["mine"]
+    assert (found, type(found)) == (2.0, float)

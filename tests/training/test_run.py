@@ -1,13 +1,15 @@
 """The state of a run: one writer for the rate, a stop that stays, changes that wait for the next step."""
 
 import copy
+import inspect
 
 import pytest
 import torch
-from handmade import At, made_learner, made_run, pairs
+from handmade import At, Noting, made_learner, made_run, pairs
 
-from headstart import Callback, ConfigError, LRSchedule, StopTraining, cosine
+from headstart import Callback, ConfigError, EarlyStopping, Learner, LRSchedule, Order, StopTraining, cosine
 from headstart.training.callback import HOOKS, Hooks
+from headstart.training.run import LearnerLike, Run
 
 RATE_HOOKS = ("on_epoch_begin", "on_epoch_end", "on_step_begin")
 
@@ -30,7 +32,7 @@ def setting(run, lr: float, hook: str) -> None:
 def test_a_run_begins_at_the_rate_it_was_asked_for():
     run = made_run(lr=0.25, epochs=3, batches=7, accumulate=3)
     assert (run.lr, run.epoch, run.step, run.steps) == (0.25, 0, 0, 9)
-    assert (run.status, run.stop_reason, run.resumed) == ("running", None, False)
+    assert (run.status, run.stop_reason) == ("running", None)
     assert run.network is run.backbone.network
 
 
@@ -159,6 +161,146 @@ def test_changes_wait_until_they_are_applied_and_come_in_order_once():
     assert made == ["first", "second"]
 
 
+# An immediate stop, and what it leaves.
+
+
+def stopping(hook: str, epoch: int = 1, order: int | None = None) -> Callback:
+    """Raise StopTraining in a hook of an epoch."""
+
+    def stop(callback, *_):
+        if callback.run.epoch == epoch:
+            raise StopTraining("now")
+
+    callback = At(**{hook: stop})
+    callback.order = callback.order if order is None else order
+    return callback
+
+
+@pytest.mark.parametrize("order", Order)
+def test_a_stop_at_once_at_the_end_of_an_epoch_keeps_the_epoch_once(order):
+    noting, plain = Noting(), made_learner(val=pairs(2))
+    expected = plain.fit(2, 0.1, verbose=False)
+    history = made_learner(val=pairs(2)).fit(
+        5, 0.1, callbacks=[stopping("on_epoch_end", order=order), noting], verbose=False
+    )
+    assert history.epoch == [0, 1]
+    assert history.history == expected.history
+    assert (noting.run.status, noting.run.stop_reason) == ("stopped", "now")
+
+
+def test_a_stop_at_once_in_the_first_epochs_end_keeps_it():
+    stop = stopping("on_epoch_end", epoch=0)
+    assert made_learner().fit(5, 0.1, callbacks=[stop], verbose=False).epoch == [0]
+
+
+def test_the_epoch_has_the_keys_that_were_added_before_the_stop():
+    def add(callback, epoch, logs):
+        logs["mine"] = epoch
+
+    history = made_learner().fit(5, 0.1, callbacks=[At(on_epoch_end=add), stopping("on_epoch_end")], verbose=False)
+    assert history.history["mine"] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "hook", [hook for hook in HOOKS if "predict" not in hook and hook not in ("on_train_begin", "on_train_end")]
+)
+def test_a_stop_at_once_anywhere_else_keeps_only_the_epochs_before(hook):
+    def meddle(callback, batch, logs):
+        logs["learning_rate"] = 1.0  # a batch's logs that look like an epoch's
+
+    history = made_learner(val=pairs(2)).fit(
+        5, 0.1, callbacks=[At(on_train_batch_begin=meddle), stopping(hook)], verbose=False
+    )
+    assert history.epoch == ([0, 1] if hook == "on_epoch_end" else [0])
+
+
+@pytest.mark.parametrize("hook", ["on_train_begin", "on_epoch_begin"])
+def test_a_stop_at_once_before_the_first_batch_keeps_nothing(hook):
+    def meddle(callback, *arguments):
+        arguments[-1]["loss"] = arguments[-1]["learning_rate"] = 1.0
+        raise StopTraining("now")
+
+    history = made_learner().fit(5, 0.1, callbacks=[At(**{hook: meddle})], verbose=False)
+    assert history.epoch == []
+
+
+def test_a_stop_at_once_after_a_polite_one_adds_no_epoch_twice():
+    def stop(callback, epoch, logs):
+        callback.run.stop("politely")
+        raise StopTraining("now")
+
+    noting = Noting()
+    history = made_learner().fit(5, 0.1, callbacks=[At(on_epoch_end=stop), noting], verbose=False)
+    assert history.epoch == [0]
+    assert noting.run.stop_reason == "politely"
+
+
+@pytest.mark.parametrize("problem", [ZeroDivisionError, KeyboardInterrupt])
+def test_an_error_at_the_end_of_an_epoch_keeps_only_the_epochs_before(problem):
+    def fail(callback, epoch, logs):
+        if epoch == 1:
+            raise problem
+
+    learner = made_learner()
+    with pytest.raises(problem):
+        learner.fit(5, 0.1, callbacks=[At(on_epoch_end=fail)], verbose=False)
+    assert learner.history.epoch == [0]
+
+
+def test_a_stop_at_once_skips_the_callbacks_after_it():
+    watching = EarlyStopping("loss")
+    made_learner().fit(5, 0.1, callbacks=[stopping("on_epoch_end", epoch=0), watching], verbose=False)
+    assert watching.best_epoch is None
+
+
+def test_a_run_remembers_the_hook_that_was_never_finished():
+    run = made_run()
+
+    def fail(callback, *_):
+        raise ZeroDivisionError
+
+    hooks = Hooks([At(on_epoch_end=fail, on_train_end=lambda c, logs: None)], run, None)
+    hooks.call("on_train_end", run.logs)
+    assert run.unfinished_hook == ""
+    with pytest.raises(ZeroDivisionError):
+        hooks.call("on_epoch_end", 0, run.logs)
+    hooks.call("on_train_end", run.logs)
+    assert (run.hook, run.unfinished_hook) == ("", "on_epoch_end")
+
+
 def test_stop_training_carries_its_reason():
     assert str(StopTraining("enough")) == "enough"
     assert str(copy.copy(StopTraining("enough"))) == "enough"
+
+
+# What callbacks may ask of the Learner.
+
+OUTSIDE = {"fit", "load"}
+"""What a callback has no use for: a fit inside a fit is refused, and `load` makes another Learner."""
+
+
+def public(kind: type) -> set[str]:
+    return {name for name in {*vars(kind), *vars(kind).get("__annotations__", {})} if not name.startswith("_")}
+
+
+def test_a_callback_may_ask_for_all_that_makes_sense_in_one():
+    assert public(LearnerLike) == public(Learner) - OUTSIDE
+
+
+@pytest.mark.parametrize("name", sorted(public(Learner) - OUTSIDE - {"stop_training"}))
+def test_what_a_callback_may_ask_for_takes_the_arguments_of_the_learners(name):
+    asked, real = inspect.getattr_static(LearnerLike, name), inspect.getattr_static(Learner, name)
+    assert type(asked) is type(real)
+    if not isinstance(real, property):
+        found, expected = (inspect.signature(method).parameters.values() for method in (asked, real))
+        assert [(p.name, p.kind, p.default) for p in found] == [(p.name, p.kind, p.default) for p in expected]
+
+
+@pytest.mark.parametrize("kind", [LearnerLike, Run, StopTraining])
+def test_it_explains_all_that_callbacks_see(kind):
+    text = inspect.getdoc(kind)
+    for name in ("lr", "status", "progress", "step", "stop_reason") if kind is Run else ():
+        assert f"\n    {name}: " in text
+    for name in public(kind) & set(vars(kind)):
+        value = inspect.getattr_static(kind, name)
+        assert not (inspect.isfunction(value) or isinstance(value, property)) or inspect.getdoc(value)

@@ -108,7 +108,7 @@ class CSVLogger(Callback):
         demands = Demands("For example CSVLogger('log.csv').")
         demands.check("path", path, isinstance(path, str | Path), "the path of a file")
         demands.settle()
-        self.path = as_path(path)
+        self.path = self.writes_to = as_path(path)
 
     def check(self, run: Run) -> None:
         """Refuse a folder, and a path where no file can be made."""

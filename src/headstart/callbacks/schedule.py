@@ -13,7 +13,16 @@ from headstart.errors import ConfigError, Demands, is_count, is_number
 from headstart.training.callback import Callback, Monitor, Order
 from headstart.training.metrics import Logs
 from headstart.training.run import Run
-from headstart.training.schedules import Progress, Schedule
+from headstart.training.schedules import Progress, Schedule, constant, cosine, linear, one_cycle, step_decay
+
+_MAKERS: dict[object, str] = {
+    constant: "constant()",
+    linear: "linear()",
+    cosine: "cosine()",
+    one_cycle: "one_cycle()",
+    step_decay: "step_decay(every_epochs=7)",
+}
+"""What makes a schedule and is none, and how it is called."""
 
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 """From an optimizer to a scheduler of torch's, such as `lambda optimizer: StepLR(optimizer, 7)`."""
@@ -29,7 +38,9 @@ class LRSchedule(Callback):
         every: `"step"` or `"epoch"`: how often a scheduler of torch's moves. Functions of progress move with each step.
 
     Raises:
-        ConfigError: when a fit begins, if it is neither, or if a OneCycleLR was made for another number of steps.
+        ConfigError: a function such as `cosine` without its brackets; or, when a fit begins, what is neither, a
+            OneCycleLR that was made for another number of steps, or a scheduler that gives all groups the same rate
+            where `head_lr_mult` or `layer_lr_decay` ask for different ones.
 
     Example:
         >>> from headstart import cosine
@@ -45,12 +56,18 @@ class LRSchedule(Callback):
         demands.check("schedule", schedule, callable(schedule), "a schedule, or a function of an optimizer")
         demands.check("every", every, every in ("step", "epoch"), "'step' or 'epoch'")
         demands.settle()
+        if (call := next((call for maker, call in _MAKERS.items() if maker is schedule), None)) is not None:
+            raise ConfigError(
+                f"schedule={call.partition('(')[0]}, which makes a schedule when it is called",
+                "a schedule, or a function of an optimizer",
+                f"Call it: LRSchedule({call}).",
+            )
         self.schedule: Callable[[Any], Any] = schedule
         self.every = every
         self._scheduler: LRScheduler | None = None
 
     def check(self, run: Run) -> None:
-        """Find out what the schedule is, and refuse what cannot work."""
+        """Refuse what is no schedule, and a scheduler of torch's that does not suit the fit."""
         if not _is_pure(self.schedule):
             scheduler = _shadow(self.schedule, run)
             wanted = run.steps if self.every == "step" else run.epochs
@@ -61,6 +78,7 @@ class LRSchedule(Callback):
                     f"one made for {run.steps} steps with every='step', or for {run.epochs} with every='epoch'",
                     "Change its total_steps, or pass every= to LRSchedule. headstart.one_cycle() needs neither.",
                 )
+            _demand_own_rates(scheduler, run, wanted)
 
     def on_train_begin(self, logs: Logs) -> None:
         """Build a scheduler of torch's anew for this fit."""
@@ -74,28 +92,20 @@ class LRSchedule(Callback):
     def on_step_begin(self) -> None:
         """Set the rate of this step."""
         if self._scheduler is None:
-            self.run.lr = self.params["lr"] * self.schedule(self.run.progress)
+            self.run.lr = self.params["lr"] * float(self.schedule(self.run.progress))
         elif self.every == "step":
             self.run.set_rates(self._rates)
-            self._move()
+            _move(self._scheduler)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Let a scheduler that counts epochs move."""
-        if self.every == "epoch":
-            self._move()
+        if self.every == "epoch" and self._scheduler is not None:
+            _move(self._scheduler)
 
     @property
     def _rates(self) -> list[float]:
         """The rates that a scheduler of torch's has come to, one for each group."""
-        return [] if self._scheduler is None else [group["lr"] for group in self._scheduler.optimizer.param_groups]
-
-    def _move(self) -> None:
-        scheduler = self._scheduler
-        # The last move of a OneCycleLR would be one past its end; a ChainedScheduler knows neither place nor end.
-        place, end = getattr(scheduler, "last_epoch", 0), getattr(scheduler, "total_steps", math.inf)
-        if scheduler is not None and place + 1 < end:
-            scheduler.optimizer.step()
-            scheduler.step()
+        return [] if self._scheduler is None else _rates_of(self._scheduler)
 
     def state_dict(self) -> dict[str, Any]:
         """Give the state of a scheduler of torch's, and the rates that it has come to."""
@@ -115,6 +125,42 @@ def _is_pure(schedule: Callable[[Any], Any]) -> bool:
         return is_number(schedule(Progress(step=0, steps=1, epoch=0)))
     except (TypeError, AttributeError):
         return False
+
+
+def _rates_of(scheduler: LRScheduler) -> list[float]:
+    return [group["lr"] for group in scheduler.optimizer.param_groups]
+
+
+def _move(scheduler: LRScheduler) -> None:
+    # The last move of a OneCycleLR would be one past its end; a ChainedScheduler knows neither place nor end.
+    place, end = getattr(scheduler, "last_epoch", 0), getattr(scheduler, "total_steps", math.inf)
+    if place + 1 < end:
+        scheduler.optimizer.step()
+        scheduler.step()
+
+
+def _demand_own_rates(scheduler: LRScheduler, run: Run, moves: int) -> None:
+    """Refuse a scheduler that never gives groups different rates, though the fit asks for them.
+
+    It is moved through the fit until two groups differ, which nearly always is at once; rates of 0 say nothing.
+    """
+    if run.optimizer is None or len({group["lr_scale"] for group in run.optimizer.param_groups}) == 1:
+        return
+    met: set[float] = set()
+    for _ in range(moves):
+        rates = set(_rates_of(scheduler))
+        if len(rates) > 1:
+            return
+        met |= rates
+        _move(scheduler)
+    if met != {0.0}:
+        asked = ", ".join(f"{name}={run.params.get(name)}" for name in ("head_lr_mult", "layer_lr_decay"))
+        raise ConfigError(
+            f"a {type(scheduler).__name__} that gives all groups the same rate, with {asked}",
+            "a rate of its own for each group, as these ask for",
+            'Make it with max_lr=[group["lr"] for group in optimizer.param_groups], '
+            "or leave head_lr_mult and layer_lr_decay out.",
+        )
 
 
 def _shadow(factory: Callable[[Any], Any], run: Run) -> LRScheduler:
@@ -144,10 +190,11 @@ class LearningRateScheduler(Callback):
     """Ask a function for each epoch's rate, as in Keras.
 
     Args:
-        schedule: from (epoch, rate) to the next rate, or from the epoch alone; epochs count from 0.
+        schedule: from (epoch, rate) to the next rate, or from the epoch alone; epochs count from 0. A function that
+            can take both is given both.
 
     Raises:
-        ConfigError: what it is given is no function, or gives no number.
+        ConfigError: what it is given is no function or takes other arguments; or, in a fit, it gives no rate.
 
     Example:
         >>> callbacks = [LearningRateScheduler(lambda epoch, lr: lr if epoch < 10 else lr * 0.9)]
@@ -161,18 +208,42 @@ class LearningRateScheduler(Callback):
         demands.check("schedule", schedule, callable(schedule), "a function of (epoch, lr)")
         demands.settle()
         self.schedule = schedule
-        self._arguments = len(inspect.signature(schedule).parameters)
+        self._takes_rate = _takes_rate(schedule)
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         """Set the rate of this epoch."""
-        lr = self.schedule(epoch) if self._arguments == 1 else self.schedule(epoch, self.run.lr)
+        lr = self.schedule(epoch, self.run.lr) if self._takes_rate else self.schedule(epoch)
         if not is_number(lr) or lr < 0:
             raise ConfigError(
                 f"LearningRateScheduler's function giving {lr!r} for epoch {epoch}",
                 "a rate, 0 or more",
                 "Return a float for every epoch.",
             )
-        self.run.lr = lr
+        self.run.lr = float(lr)
+
+
+def _takes_rate(schedule: Callable[..., float]) -> bool:
+    """Say whether a function takes (epoch, lr), or else the epoch alone."""
+    needed = "a function of (epoch, lr), or of the epoch alone"
+    try:
+        signature = inspect.signature(schedule)
+    except (TypeError, ValueError) as error:  # as of many functions written in C
+        name = getattr(schedule, "__name__", "schedule")
+        todo = f"Wrap it: LearningRateScheduler(lambda epoch, lr: {name}(epoch, lr))."
+        raise ConfigError(f"schedule={schedule!r}, which does not tell its arguments", needed, todo) from error
+    takes_rate = _takes(signature, 0, 0.1)
+    if not takes_rate and not _takes(signature, 0):
+        todo = "For example LearningRateScheduler(lambda epoch, lr: lr * 0.9)."
+        raise ConfigError(f"schedule={schedule!r}, a function of {signature}", needed, todo)
+    return takes_rate
+
+
+def _takes(signature: inspect.Signature, *arguments: float) -> bool:
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return False
+    return True
 
 
 class ReduceLROnPlateau(Callback):
@@ -229,7 +300,7 @@ class ReduceLROnPlateau(Callback):
 
     def on_train_begin(self, logs: Logs) -> None:
         """Start counting."""
-        self._monitor.reset()
+        self._monitor.begin(self.run)
         self.waited = self.cooling = 0
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
@@ -252,5 +323,5 @@ class ReduceLROnPlateau(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the counters up again."""
-        self._monitor.reset(state["best"])
+        self._monitor.best = state["best"]
         self.waited, self.cooling = state["waited"], state["cooling"]

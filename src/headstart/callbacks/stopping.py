@@ -70,7 +70,7 @@ class EarlyStopping(Callback):
 
     def on_train_begin(self, logs: Logs) -> None:
         """Start counting."""
-        self._monitor.reset(math.nan if self.baseline is None else self.baseline)
+        self._monitor.begin(self.run, math.nan if self.baseline is None else self.baseline)
         self.waited, self.best_epoch, self._best_weights = 0, None, None
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
@@ -104,6 +104,6 @@ class EarlyStopping(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the counters and the best weights up again."""
-        self._monitor.reset(state["best"])
+        self._monitor.best = state["best"]
         self.waited, self.best_epoch = state["waited"], state["best_epoch"]
         self._best_weights = state["best_weights"]

@@ -25,9 +25,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from headstart.errors import ConfigError, nearest
+from headstart.files import as_path
 from headstart.training.metrics import Direction, Logs
 from headstart.training.run import Run
 
@@ -64,16 +66,19 @@ class Callback:
 
     The hooks have Keras's names and arguments, and five more where Keras has nothing. `self.run` is the typed state of
     the run, `self.model` and `self.learner` are the Learner, `self.params` what was asked for. `logs` maps names to
-    floats; reading them costs a wait for the device, not reading them costs nothing.
+    floats; reading them costs a wait for the device, not reading them costs nothing. The logs of a batch are live and
+    go on with the epoch: whoever keeps them keeps a copy, `dict(logs)`.
 
     Attributes:
         order: when it is its turn; `Order.USER` unless set otherwise.
         adds: log keys that it adds in `on_epoch_end`, with the better direction: `{"val_f1": "max"}`. Declared keys can
-            be monitored.
+            be monitored; those that the fit has itself are refused.
         sets_lr: whether it sets `run.lr`; two such callbacks in one fit are refused.
+        writes_to: the file or folder that it alone may write to, if any; two callbacks with the same one in one fit are
+            refused.
 
     Raises:
-        ConfigError: when the class is made, if it has an `on_...` method that is no hook.
+        ConfigError: when the class is made, if it has an `on_...` method that is no hook, or an order that is none.
 
     Example:
         >>> class StopWhenGood(Callback):
@@ -85,13 +90,15 @@ class Callback:
     order: ClassVar[Order] = Order.USER
     adds: Mapping[str, Literal["min", "max"]] = {}
     sets_lr: bool = False
+    writes_to: Path | None = None
     run: Run
     learner: "LearnerLike"
     params: Mapping[str, Any]
 
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """Refuse misspelt hooks while the class is being made."""
+        """Refuse misspelt hooks, and an order that is none, while the class is being made."""
         super().__init_subclass__(**keywords)
+        _demand_order(cls.__name__, cls.order)
         for name in dir(cls):
             if name.startswith("on_") and name not in HOOKS:
                 in_full = name.replace("on_", "on_train_", 1)  # Keras also knows on_batch_end
@@ -108,14 +115,17 @@ class Callback:
         return self.learner
 
     def check(self, run: Run) -> None:
-        """Refuse what cannot work, before anything has happened; write nothing."""
+        """Refuse what cannot work; asked before the first hook of a fit, and only of a fit.
+
+        Look at the run and raise a ConfigError. Write and change nothing: another callback may refuse the fit.
+        """
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what a resumed run has to know: plain values and tensors."""
+        """Give all that it remembers of a fit, in plain values and tensors, which a file can hold."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up again what `state_dict` gave; called after `on_train_begin`."""
+        """Remember what `state_dict` gave, in place of what `on_train_begin` has reset."""
 
     def on_train_begin(self, logs: Logs) -> None:
         """A fit begins; reset what an earlier one left behind."""
@@ -133,7 +143,7 @@ class Callback:
         """A batch has come from the loader."""
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        """A batch is done; `logs` gives the means of the epoch so far."""
+        """A batch is done; `logs` gives the means of the epoch so far, and goes on doing so: keep `dict(logs)`."""
 
     def on_batch_ready(self) -> None:
         """The batch is on the device, before the forward pass; `run.batch` may be replaced by a new one."""
@@ -175,6 +185,15 @@ class Callback:
         """A batch of a prediction is done; `run.outputs` has its logits."""
 
 
+def _demand_order(name: str, order: object) -> None:
+    if not isinstance(order, int) or isinstance(order, bool):
+        raise ConfigError(
+            f"{name}.order = {order!r}",
+            f"one of {', '.join(f'Order.{band.name}' for band in Order)}",
+            "For example order = Order.WATCH; leave it out, and it is Order.USER.",
+        )
+
+
 HOOKS: tuple[str, ...] = tuple(name for name in vars(Callback) if name.startswith("on_"))
 """The names of all hooks."""
 
@@ -206,6 +225,8 @@ class Hooks:
         listeners = self._listeners[hook]
         if listeners:
             run = self._run
+            if run.hook:  # an exception came out of it
+                run.unfinished_hook = run.hook
             for callback, method in listeners:
                 run.hook, run.speaker = hook, callback
                 method(*arguments)
@@ -230,8 +251,11 @@ class Hooks:
 def check_callbacks(callbacks: Sequence[Callback], run: Run) -> None:
     """Refuse callbacks that cannot work, alone or together, before anything has happened.
 
+    An evaluation and a prediction take whatever a fit would: the hooks that could go wrong are not called.
+
     Raises:
-        ConfigError: something in the list is no callback, or two of them set the rate.
+        ConfigError: something in the list is no callback or has an order that is none; or, in a fit, two of them set
+            the rate or write to the same place, one declares a key that the fit has itself, or one refuses.
     """
     for callback in callbacks:
         if not isinstance(callback, Callback):
@@ -241,6 +265,16 @@ def check_callbacks(callbacks: Sequence[Callback], run: Run) -> None:
                 "objects of classes derived from headstart.Callback",
                 "Call the class: callbacks=[ThatClass()]." if is_class else "Derive its class from headstart.Callback.",
             )
+        _demand_order(type(callback).__name__, callback.order)
+    if run.fit > 0:
+        _demand_one_writer_of_rates(callbacks)
+        _demand_own_places(callbacks)
+        _demand_new_keys(callbacks, run)
+        for callback in callbacks:
+            callback.check(run)
+
+
+def _demand_one_writer_of_rates(callbacks: Sequence[Callback]) -> None:
     writers = [type(callback).__name__ for callback in callbacks if callback.sets_lr]
     if len(writers) > 1:
         raise ConfigError(
@@ -248,8 +282,33 @@ def check_callbacks(callbacks: Sequence[Callback], run: Run) -> None:
             "one callback that sets the rate",
             "Remove one of them, or combine them into one schedule.",
         )
+
+
+def _demand_own_places(callbacks: Sequence[Callback]) -> None:
+    writers: dict[Path, list[str]] = {}
     for callback in callbacks:
-        callback.check(run)
+        if callback.writes_to is not None:
+            writers.setdefault(as_path(callback.writes_to).resolve(), []).append(type(callback).__name__)
+    for path, names in writers.items():
+        if len(names) > 1:
+            raise ConfigError(
+                f"{' and '.join(names)} in one fit, writing to {path}",
+                "a file or folder of its own for each",
+                f"Give one of them another, for example {str(path.parent / f'{path.stem}-2{path.suffix}')!r}.",
+            )
+
+
+def _demand_new_keys(callbacks: Sequence[Callback], run: Run) -> None:
+    keys = list(run.directions)
+    own = keys[: keys.index("learning_rate") + 1]  # those that callbacks add come after it
+    for callback in callbacks:
+        for key in own:
+            if key in callback.adds:
+                raise ConfigError(
+                    f"{type(callback).__name__} with adds={callback.adds!r}, though the fit has {key!r} itself",
+                    f"keys that are new; the fit has {', '.join(own)}",
+                    f"Call it for example 'own_{key}'. Who changes the value of a key that is there declares nothing.",
+                )
 
 
 def added_keys(callbacks: Sequence[Callback]) -> dict[str, Direction]:
@@ -275,6 +334,8 @@ def added_keys(callbacks: Sequence[Callback]) -> dict[str, Direction]:
 
 class Monitor:
     """Follow one log key and remember its best value.
+
+    A callback asks it to `check` in its own `check`, and to `begin` in `on_train_begin`.
 
     Args:
         key: the log key, such as `"val_loss"`.
@@ -307,23 +368,27 @@ class Monitor:
             ConfigError: it will not, or nobody knows which way is better.
         """
         if self.key not in run.directions:
-            without_val = self.key.startswith("val_") and not any(key.startswith("val_") for key in run.directions)
+            without_val = self.key.startswith("val_") and "val_loss" not in run.directions
+            instead = self.key.removeprefix("val_")
             raise ConfigError(
                 f"{who} with monitor={self.key!r}" + (" and data without a val part" if without_val else ""),
                 f"one of the keys this fit will have: {', '.join(run.directions)}",
-                f"{nearest(self.key, run.directions)}A callback that adds a key declares it in its `adds`.",
+                "Give the data a val part, for example val= of ImageData.from_datasets or ImageData.from_loaders, "
+                f"or pass monitor={instead if instead in run.directions else 'loss'!r}."
+                if without_val
+                else f"{nearest(self.key, run.directions)}A callback that adds a key declares it in its `adds`.",
             )
-        direction = run.directions[self.key]
-        if self._wanted == "auto" and direction is None:
+        if self._wanted == "auto" and run.directions[self.key] is None:
             raise ConfigError(
                 f"{who} with monitor={self.key!r} and mode='auto'",
                 "a key whose better direction is known",
                 "Say which way is better: mode='min' or mode='max'.",
             )
-        self.mode = direction if self._wanted == "auto" and direction else self._wanted
 
-    def reset(self, best: float = math.nan) -> None:
-        """Forget the best value, or start from a given one."""
+    def begin(self, run: Run, best: float = math.nan) -> None:
+        """Start to compare in the direction that this run knows: anew, or from a given value."""
+        if self._wanted == "auto":
+            self.mode = run.directions[self.key] or "auto"
         self.best = best
 
     def improves(self, value: float) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from headstart import drawing
 from headstart.errors import ConfigError, listing, nearest
 from headstart.files import as_path, write_csv
+from headstart.training.metrics import Logs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +100,7 @@ class History:
         Raises:
             ConfigError: a value is not one number; reduce it first, for example with `.mean()`.
         """
-        values = {key: _number(key, value) for key, value in logs.items()}
+        values = dict(Logs(logs))
         for key in values:
             self.history.setdefault(key, [math.nan] * len(self))
         for key, column in self.history.items():
@@ -205,18 +206,6 @@ class History:
             return title
         rows = list(zip((epoch + 1 for epoch in self.epoch), *self.history.values(), strict=True))
         return f"{title}\n{drawing.table(['epoch', *self.history], rows[start:])}"
-
-
-def _number(key: str, value: object) -> float:
-    """Read a logged value as a float."""
-    try:
-        return float(value)  # type: ignore[arg-type]  # what cannot be read is told below
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"logs[{key!r}] of type {type(value).__name__}: {error}",
-            "one number for each key",
-            "Reduce it to one number before it is logged, for example with .mean().",
-        ) from error
 
 
 def _encoded(value: float) -> float | str | None:

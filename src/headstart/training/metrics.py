@@ -5,6 +5,7 @@ Nothing here makes the device wait before somebody reads a value.
 
 import math
 import re
+import reprlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -182,9 +183,9 @@ class Tally:
         self._losses.clear()
         self._hits.clear()
 
-    def logs(self, prefix: str = "") -> "Logs":
+    def logs(self) -> "Logs":
         """Give a live view: each read tells the means of what has been added so far."""
-        return Logs({f"{prefix}{name}": self._reader(name) for name in self._names})
+        return Logs({name: self._reader(name) for name in self._names})
 
     def _reader(self, name: str) -> Callable[[], float]:
         def read() -> float:
@@ -203,6 +204,9 @@ class Tally:
 class Logs(MutableMapping[str, float]):
     """What callbacks read: names and floats, converted only when somebody looks.
 
+    Raises:
+        ConfigError: when a value is read that is not one number; reduce it first, for example with `.mean()`.
+
     Example:
         >>> logs = Logs({"loss": lambda: 0.5})
         >>> logs["mine"] = torch.tensor(2)
@@ -217,7 +221,7 @@ class Logs(MutableMapping[str, float]):
         if key not in self._values:
             raise KeyError(f"{key!r}; there are {', '.join(self._values) or 'no logs here'}")
         value = self._values[key]
-        return float(value() if callable(value) else value)
+        return _number(key, value() if callable(value) else value)
 
     def __setitem__(self, key: str, value: Any) -> None:
         self._values[key] = value
@@ -236,3 +240,18 @@ class Logs(MutableMapping[str, float]):
 
     def __repr__(self) -> str:
         return repr(dict(self))
+
+
+def _number(key: str, value: object) -> float:
+    """Read a logged value as a float, if it is one number."""
+    failure: Exception | None = None
+    if not isinstance(value, Tensor) or (value.numel() == 1 and not value.is_complex()):
+        try:
+            return float(value)  # type: ignore[arg-type]  # what cannot be read is told below
+        except (TypeError, ValueError) as error:
+            failure = error
+    raise ConfigError(
+        f"logs[{key!r}] = {reprlib.repr(value)}",
+        "one number for each key",
+        "Reduce it to one number before it is logged, for example with .mean(), or keep it in the callback.",
+    ) from failure

@@ -1,29 +1,36 @@
 """`Run`: all that is known while a network is trained, evaluated or asked; and how a Learner looks from in there."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from headstart.data.image_data import ImageData
 from headstart.errors import ConfigError
-from headstart.model.backbone import Backbone
+from headstart.model.backbone import Backbone, Layers
 from headstart.training.batch import Batch
 from headstart.training.history import History
 from headstart.training.metrics import Direction, Logs
 from headstart.training.schedules import Progress
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Status = Literal["running", "completed", "stopped", "interrupted", "failed"]
 _RATE_HOOKS = ("on_epoch_begin", "on_epoch_end", "on_step_begin")
 
 
 class StopTraining(Exception):  # noqa: N818 - a request, not an error
-    """Raised by a callback to end a fit at once, without finishing the epoch.
+    """Raised by a callback to end a fit at once: only `on_train_end` is still called.
 
-    `run.stop(reason)` is the polite way: it finishes the batch, validates and ends the epoch.
+    It leaves the batch and the epoch as they are and skips the callbacks whose turn would have come, those that save
+    included. Raised in `on_epoch_end`, it comes after the epoch: the history keeps that epoch, a ModelCheckpoint does
+    not see it. `run.stop(reason)` is the polite way: it finishes the batch, validates and ends the epoch for all.
 
     Args:
         reason: told to the user.
@@ -36,7 +43,14 @@ class StopTraining(Exception):  # noqa: N818 - a request, not an error
 
 
 class LearnerLike(Protocol):
-    """What callbacks may ask of the Learner they work for."""
+    """What callbacks may ask of the Learner they work for: all but `fit` and `load`, which have no place in a fit.
+
+    The Learner explains each of these. `Any` stands for types that live further up in the house: `callbacks` are
+    Callbacks, and `predict` gives Predictions.
+
+    Attributes:
+        stop_training: whether the fit has been asked to stop; True asks it to.
+    """
 
     stop_training: bool
 
@@ -45,12 +59,55 @@ class LearnerLike(Protocol):
         """The network."""
         ...
 
+    @property
+    def data(self) -> ImageData:
+        """The pictures, bound to the preprocessing of the weights."""
+        ...
+
+    @property
+    def layers(self) -> Layers:
+        """The stages of the backbone in order and, last, the head."""
+        ...
+
+    @property
+    def history(self) -> History:
+        """All fits so far, one after the other."""
+        ...
+
+    def summary(self) -> None:
+        """Print what trains."""
+        ...
+
+    def freeze(self) -> None:
+        """Freeze the whole backbone, from the next step on."""
+        ...
+
+    def unfreeze(self, from_layer: str | int | None = None) -> None:
+        """Train a stage, all after it and the head, from the next step on."""
+        ...
+
+    def evaluate(
+        self, data: str | Path | ImageData | Iterable[Any] | None = None, *, callbacks: Sequence[Any] = ()
+    ) -> dict[str, float]:
+        """Give loss and metrics on a part of some data."""
+        ...
+
+    def predict(
+        self, images: str | Path | Image.Image | Tensor | Sequence[Any], *, callbacks: Sequence[Any] = ()
+    ) -> Any:
+        """Say what pictures show."""
+        ...
+
+    def show_predictions(self, pictures: int = 12, *, part: str = "val") -> "Figure":
+        """Draw pictures with what they show and what the network says."""
+        ...
+
     def save(self, path: str | Path) -> Path:
         """Write a file that `Learner.load` reads."""
         ...
 
-    def evaluate(self, data: Any = None) -> dict[str, float]:
-        """Give loss and metrics on a part of the data."""
+    def load_weights(self, path: str | Path) -> None:
+        """Load the weights of the same network."""
         ...
 
 
@@ -59,18 +116,32 @@ class Run:
     """The state of one fit, evaluation or prediction.
 
     Callbacks read anything; they assign `batch` in `on_batch_ready`, `loss` in `on_loss_ready`, and `lr` in
-    `on_epoch_begin`, `on_epoch_end` and `on_step_begin`. `batch`, `outputs` and `loss` exist from the first batch on.
+    `on_epoch_begin`, `on_epoch_end` and `on_step_begin`. `batch`, `outputs` and `loss` exist from the first batch to
+    the end of the fit.
 
     Args:
         backbone: the network with its head and stages.
         params: what was asked for: `epochs`, `steps` (batches in an epoch), `lr`, `head_lr_mult`, ...
-        directions: the log keys that there will be, and which way is better.
+        directions: the log keys that there will be, and which way is better: the run's own, of which
+            `learning_rate` is the last, then those that callbacks add.
         optimizer: None when nothing is trained.
         history: the epochs so far.
         fit: which of the Learner's fits this is, counting from 1; 0 when nothing is trained.
         epochs: epochs to train.
         batches: batches in an epoch.
         accumulate: batches that share one step.
+
+    Attributes:
+        batch: the batch, on the device.
+        outputs: what the network said of it, before softmax, `[batch, classes]`.
+        loss: its mean loss, a scalar.
+        logs: the logs as they stand.
+        epoch: epochs finished.
+        step: optimizer steps taken.
+        progress: how far the fit is: a share in [0, 1] that also knows its step and epoch.
+        lr: the base rate; each group of parameters has it times its `lr_scale`.
+        status: how the fit ended: `"completed"`, `"stopped"`, `"interrupted"` or `"failed"`; `"running"` until then.
+        stop_reason: why it was asked to stop; None if it was not.
 
     Example:
         >>> from headstart import Callback
@@ -99,8 +170,8 @@ class Run:
     status: Status = field(default="running", init=False)
     stop_reason: str | None = field(default=None, init=False)
     active: bool = field(default=False, init=False)
-    resumed: bool = field(default=False, init=False)
     hook: str = field(default="", init=False)
+    unfinished_hook: str = field(default="", init=False)  # the one that an exception came out of
     speaker: object = field(default=None, init=False)
     _lr: float = field(default=0.0, init=False)
     _rate_writer: object = field(default=None, init=False)
