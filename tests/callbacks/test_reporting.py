@@ -87,19 +87,30 @@ def test_it_tells_why_training_stopped_early(capsys, monkeypatch, bars, watch):
     monkeypatch.setattr(reporting, "_is_interactive", lambda: watch)
     callbacks = [Script("val_loss", [1, 2, 3]), EarlyStopping(patience=1), ProgressBar()]
     made_learner(val=pairs(2)).fit(3, 0.01, callbacks=callbacks)
-    assert bars.lines[-1] == "stopped after epoch 2: val_loss has not improved for 1 epoch"
-    assert len(bars.lines) == (1 if watch else 3)
+    assert bars.lines[-2:] == [
+        "stopped after epoch 2: val_loss has not improved for 1 epoch",
+        "the weights of epoch 1 are back (val_loss 1.0000)",
+    ]
+    assert len(bars.lines) == 4
 
 
-def test_a_bar_moves_with_each_batch_and_closes_with_the_epochs_results(bars, clock):
+def test_it_is_told_when_a_whole_fit_ends_with_the_weights_of_an_earlier_epoch(capsys):
+    callbacks = [Script("val_loss", [2, 1, 3]), EarlyStopping(patience=5)]
+    made_learner(val=pairs(2)).fit(3, 0.01, callbacks=callbacks)
+    assert capsys.readouterr().out.endswith("the weights of epoch 2 are back (val_loss 1.0000)\n")
+    made_learner(val=pairs(2)).fit(2, 0.01, callbacks=[Script("val_loss", [2, 1]), EarlyStopping()])
+    assert "are back" not in capsys.readouterr().out
+
+
+def test_a_bar_moves_with_each_batch_and_leaves_its_place_to_a_line_with_the_results(bars, clock):
     made_learner(val=pairs(2)).fit(2, 0.01)
     assert [bar.settings["desc"] for bar in bars.made] == ["epoch 1/2", "epoch 2/2"]
     for bar in bars.made:
         assert bar.settings["total"] == bar.updates == 3
         assert bar.closed == 1
-        assert len(bar.words) == 1
-        assert re.fullmatch(EPOCH, bar.words[0][0])
-    assert bars.lines == []
+        assert not bar.settings["leave"]
+    assert len(bars.lines) == 2
+    assert all(re.fullmatch(rf"epoch \d/2: {EPOCH} \(0\.0 s\)", line) for line in bars.lines)
 
 
 def test_a_bar_reads_the_logs_five_times_a_second_at_the_most(bars, clock):
@@ -107,7 +118,7 @@ def test_a_bar_reads_the_logs_five_times_a_second_at_the_most(bars, clock):
         clock.now += 0.0625
 
     made_learner(pairs(*[1] * 40)).fit(1, 0.01, callbacks=[At(on_train_batch_begin=tick)])
-    during = bars.made[0].words[:-1]
+    during = bars.made[0].words
     assert len(during) == 10  # forty batches in two and a half seconds: every fourth comes 0.2 seconds after the last
     assert not any(refresh for _, refresh in during)
     assert all(re.fullmatch(TOLD, words) for words, _ in during)
@@ -155,7 +166,9 @@ def test_nobody_watches_where_there_is_no_output(monkeypatch):
 def test_the_real_bar_takes_what_it_is_given(monkeypatch, capsys):
     monkeypatch.setattr(reporting, "_is_interactive", lambda: True)
     made_learner().fit(1, 0.01)
-    assert "epoch 1/1: 100%" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "epoch 1/1:   0%" in told.err
+    assert re.search(rf"^epoch 1/1: {TOLD}", told.out, re.MULTILINE)
 
 
 # CSVLogger.

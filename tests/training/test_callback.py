@@ -493,3 +493,23 @@ def test_a_declared_key_that_nobody_adds_is_told():
     assert "'val_f1'" in caught.value.arrived
     assert "on_epoch_end" in caught.value.needed
     assert "order" in caught.value.todo
+
+
+@pytest.mark.parametrize(
+    ("hook", "method", "right"),
+    [
+        ("on_epoch_end", lambda self, logs: None, "def on_epoch_end(self, epoch, logs):"),
+        ("on_train_begin", lambda self: None, "def on_train_begin(self, logs):"),
+        ("on_step_begin", lambda self, step: None, "def on_step_begin(self):"),
+        ("on_epoch_end", lambda self, epoch, logs, *, more: None, "def on_epoch_end(self, epoch, logs):"),
+    ],
+)
+def test_a_hook_with_other_arguments_is_refused_while_the_class_is_made(hook, method, right):
+    error = refusal(ConfigError, lambda: type("Mine", (Callback,), {hook: method}))
+    assert error.arrived.startswith(f"Mine.{hook}(self")
+    assert right in error.todo
+
+
+def test_a_hook_may_name_its_arguments_as_it_likes_and_take_more():
+    type("Mine", (Callback,), {"on_epoch_end": lambda self, e, _=None, *rest, **more: None})
+    type("Mine", (Callback,), {"on_epoch_end": lambda *everything: None})

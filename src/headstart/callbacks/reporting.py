@@ -17,7 +17,7 @@ _SECONDS_BETWEEN_READS = 0.2  # reading the logs waits for the device, so the ba
 
 
 class ProgressBar(Callback):
-    """Show how training goes: a bar where there is a terminal or a notebook, else one line for each epoch.
+    """Show how training goes: one line for each epoch and, where there is a terminal or a notebook, a bar until then.
 
     `fit(verbose=True)` brings one along.
 
@@ -40,8 +40,9 @@ class ProgressBar(Callback):
         """Open the epoch's bar."""
         self._began = self._read = time.monotonic()
         if _is_interactive():
+            # It goes when the epoch ends: a terminal of 80 columns would cut the results off it.
             self._bar = tqdm(
-                total=self.run.batches, desc=self._title(epoch), unit="batch", leave=True, dynamic_ncols=True
+                total=self.run.batches, desc=self._title(epoch), unit="batch", leave=False, dynamic_ncols=True
             )
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
@@ -54,19 +55,18 @@ class ProgressBar(Callback):
                 self._read = now
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """Close the bar with the epoch's results, or print them."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(_words(logs))
-            self._close()
-        else:
-            seconds = time.monotonic() - self._began
-            tqdm.write(f"{self._title(epoch)}: {_words(logs)} ({seconds:.1f} s)")
+        """Put the epoch's results, on a line of their own, in the place of the bar."""
+        self._close()
+        seconds = time.monotonic() - self._began
+        tqdm.write(f"{self._title(epoch)}: {_words(logs)} ({seconds:.1f} s)")
 
     def on_train_end(self, logs: Logs) -> None:
-        """Say why training stopped early, if it did."""
+        """Say why training stopped early, if it did, and what callbacks want known."""
         self._close()
         if self.run.stop_reason is not None:
             tqdm.write(f"stopped after epoch {len(self.run.history)}: {self.run.stop_reason}")
+        for remark in self.run.remarks:
+            tqdm.write(remark)
 
     def _title(self, epoch: int) -> str:
         return f"epoch {epoch + 1}/{self.run.epochs}"

@@ -91,6 +91,10 @@ class EarlyStopping(Callback):
         """Bring back the best weights, unless the fit was interrupted."""
         if self._best_weights is not None and self.run.status in ("completed", "stopped"):
             load_state(self.run.network, self._best_weights)
+            if self.best_epoch is not None and self.best_epoch + 1 < len(self.run.history):
+                self.run.remarks.append(
+                    f"the weights of epoch {self.best_epoch + 1} are back ({self._monitor.key} {self.best:.4f})"
+                )
         self._best_weights = None
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ The hooks, in the order of a fit:
 `evaluate` calls the on_test hooks of the callbacks it is given, `predict` their on_predict hooks.
 """
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -100,7 +101,9 @@ class Callback:
         super().__init_subclass__(**keywords)
         _demand_order(cls.__name__, cls.order)
         for name in dir(cls):
-            if name.startswith("on_") and name not in HOOKS:
+            if name in HOOKS:
+                _demand_arguments(cls, name)
+            elif name.startswith("on_"):
                 in_full = name.replace("on_", "on_train_", 1)  # Keras also knows on_batch_end
                 meant = f"Did you mean {in_full!r}? " if in_full in HOOKS else nearest(name, HOOKS)
                 raise ConfigError(
@@ -192,6 +195,23 @@ def _demand_order(name: str, order: object) -> None:
             f"one of {', '.join(f'Order.{band.name}' for band in Order)}",
             "For example order = Order.WATCH; leave it out, and it is Order.USER.",
         )
+
+
+def _demand_arguments(cls: type[Callback], hook: str) -> None:
+    """Refuse a hook that could not be called with what it will be given."""
+    given = list(inspect.signature(getattr(Callback, hook)).parameters)
+    try:
+        signature = inspect.signature(getattr(cls, hook))
+    except (TypeError, ValueError):
+        return  # made of something that shows no arguments
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        raise ConfigError(
+            f"{cls.__name__}.{hook}{signature}",
+            f"a method that takes ({', '.join(given)})",
+            f"Write def {hook}({', '.join(given)}): in {cls.__name__}.",
+        ) from error
 
 
 HOOKS: tuple[str, ...] = tuple(name for name in vars(Callback) if name.startswith("on_"))

@@ -219,7 +219,8 @@ class Logs(MutableMapping[str, float]):
 
     def __getitem__(self, key: str) -> float:
         if key not in self._values:
-            raise KeyError(f"{key!r}; there are {', '.join(self._values) or 'no logs here'}")
+            there = ", ".join(self._values) or "no logs here"
+            raise KeyError(f"{key!r}. {nearest(str(key), self._values)}There are {there}")
         value = self._values[key]
         return _number(key, value() if callable(value) else value)
 

@@ -142,6 +142,7 @@ class Run:
         lr: the base rate; each group of parameters has it times its `lr_scale`.
         status: how the fit ended: `"completed"`, `"stopped"`, `"interrupted"` or `"failed"`; `"running"` until then.
         stop_reason: why it was asked to stop; None if it was not.
+        remarks: lines that callbacks append for the user to read when the fit has ended.
 
     Example:
         >>> from headstart import Callback
@@ -169,6 +170,7 @@ class Run:
     step: int = field(default=0, init=False)
     status: Status = field(default="running", init=False)
     stop_reason: str | None = field(default=None, init=False)
+    remarks: list[str] = field(default_factory=list, init=False)
     active: bool = field(default=False, init=False)
     hook: str = field(default="", init=False)
     unfinished_hook: str = field(default="", init=False)  # the one that an exception came out of
