@@ -2,7 +2,9 @@
 
 import pickle
 import re
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from headstart import errors
@@ -72,6 +74,11 @@ def test_all_that_is_wrong_is_told_at_once_in_the_order_of_the_arguments() -> No
         (1.0, 1, False),
         ("1", 1, False),
         (None, 0, False),
+        (np.int64(8), 8, True),
+        (np.uint8(7), 8, False),
+        (np.bool_(True), 0, False),
+        (np.float64(1.0), 1, False),
+        (np.ones((), int), 1, False),
     ],
 )
 def test_counts_are_whole_numbers_from_a_least_one_on(value: object, least: int, expected: bool) -> None:
@@ -91,6 +98,14 @@ def test_counts_are_whole_numbers_from_a_least_one_on(value: object, least: int,
         ("1", False),
         (None, False),
         (1j, False),
+        (np.float32(0.001), True),
+        (np.float16(-1), True),
+        (np.int32(0), True),
+        (Fraction(1, 3), True),
+        (np.float32("nan"), False),
+        (np.float64("inf"), False),
+        (np.bool_(False), False),
+        (np.ones(()), False),
     ],
 )
 def test_numbers_are_finite_and_real(value: object, expected: bool) -> None:

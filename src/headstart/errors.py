@@ -10,7 +10,9 @@ Every one of them says three things: what arrived, what is needed, and what to d
 """
 
 import difflib
+import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 
 class HeadstartError(Exception):
@@ -87,13 +89,15 @@ class Demands:
 
 
 def is_count(value: object, least: int = 1) -> bool:
-    """Say whether `value` is a whole number, `least` or more (True and False are not numbers here)."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    """Say whether `value` is a whole number, also one of NumPy's, `least` or more (True and False are none here)."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def is_number(value: object) -> bool:
-    """Say whether `value` is a finite real number (True and False are not numbers here)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    """Say whether `value` is a finite real number, also one of NumPy's (True and False are none here)."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    return isinstance(value, Integral) or math.isfinite(value)
 
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> str:

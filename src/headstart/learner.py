@@ -225,7 +225,7 @@ class Learner:
         head_lr_mult: float = 1.0,
         *,
         layer_lr_decay: float | None = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] | Callback = (),
         accumulate: int = 1,
         clip_norm: float | None = None,
         verbose: bool = True,
@@ -237,7 +237,7 @@ class Learner:
             lr: the backbone's rate, above 0. It stays as it is unless a callback schedules it.
             head_lr_mult: the head's rate is `lr * head_lr_mult`, above 0.
             layer_lr_decay: each stage's rate is this times that of the next one, in (0, 1]; the last stage has `lr`.
-            callbacks: called in the order of their bands, then of this list.
+            callbacks: a list, or one alone; called in the order of their bands, then of the list.
             accumulate: batches that share one step, 1 or more; the step is that of one big batch.
             clip_norm: the largest joint norm of a step's gradients, above 0; None does not clip.
             verbose: whether a progress bar is shown (one line for each epoch where there is no terminal).
@@ -263,9 +263,9 @@ class Learner:
         demands.check("layer_lr_decay", layer_lr_decay, decays, "a factor in (0, 1], or None")
         demands.check("accumulate", accumulate, is_count(accumulate), "a whole number of batches, 1 or more")
         demands.check("clip_norm", clip_norm, clip_norm is None or _is_positive(clip_norm), "a norm above 0, or None")
-        demands.check("callbacks", callbacks, isinstance(callbacks, Iterable), "a list of callbacks")
+        demands.check("callbacks", callbacks, isinstance(callbacks, Iterable | Callback), "a list of callbacks")
         demands.settle()
-        callbacks = list(callbacks)
+        callbacks = _listed(callbacks)
         if self._session.run is not None:
             raise ConfigError("fit inside a fit", "one fit at a time", "Call it after the first one has returned.")
         shown = any(isinstance(callback, ProgressBar) for callback in callbacks)
@@ -298,7 +298,10 @@ class Learner:
     # What comes out.
 
     def evaluate(
-        self, data: "str | Path | ImageData | Iterable[Any] | None" = None, *, callbacks: Sequence[Callback] = ()
+        self,
+        data: "str | Path | ImageData | Iterable[Any] | None" = None,
+        *,
+        callbacks: Sequence[Callback] | Callback = (),
     ) -> dict[str, float]:
         """Give loss and metrics, exact for every picture, without augmentation.
 
@@ -322,7 +325,7 @@ class Learner:
         part, name, source = self.data.find(data)
         return self._session.evaluate(part, name, source, given, self)
 
-    def predict(self, images: Images, *, callbacks: Sequence[Callback] = ()) -> Predictions:
+    def predict(self, images: Images, *, callbacks: Sequence[Callback] | Callback = ()) -> Predictions:
         """Say what pictures show.
 
         Args:
@@ -515,7 +518,10 @@ def _is_metric(metric: object) -> bool:
     return isinstance(metric, str) or hasattr(metric, "update")
 
 
-def _listed(callbacks: Iterable[Callback]) -> list[Callback]:
+def _listed(callbacks: Iterable[Callback] | Callback) -> list[Callback]:
+    """Give callbacks as a list; one alone needs none, as in Keras."""
+    if isinstance(callbacks, Callback):
+        return [callbacks]
     demands = Demands("For example callbacks=[CSVLogger('log.csv')].")
     demands.check("callbacks", callbacks, isinstance(callbacks, Iterable), "a list of callbacks")
     demands.settle()

@@ -283,6 +283,19 @@ def test_a_pipeline_may_give_pictures_of_any_mode(mode: str) -> None:
     assert torch.equal(result, to_pixels(coloured(48, 48).convert(mode).convert("RGB")))
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_a_pipeline_may_give_arrays_of_8_bits_as_a_dataset_may(mode: str) -> None:
+    for size in ((48, 48), (70, 50)):
+        picture = coloured(*size).convert(mode)
+        expected = train_view(SMALL, lambda picture: picture.convert(mode))(picture.convert("RGB"))
+        array = np.asarray(picture)
+        assert torch.equal(train_view(SMALL, lambda _: array)(picture), expected)  # noqa: B023
+        assert torch.equal(eval_view(SMALL, lambda _: array)(picture), expected)  # noqa: B023
+    assert torch.equal(
+        train_view(SMALL, lambda _: np.full((48, 48, 1), 9, np.uint8))(picture), torch.full((3, 48, 48), 9)
+    )
+
+
 def test_a_pipeline_gets_pixels_of_a_dataset_as_they_are() -> None:
     pixels = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
     got: list[Any] = []
@@ -296,7 +309,9 @@ def test_a_pipeline_gets_pixels_of_a_dataset_as_they_are() -> None:
     [
         (None, "NoneType"),
         ("a.jpg", "str"),
-        (np.zeros((48, 48, 3), np.uint8), "ndarray"),
+        (np.zeros((48, 48, 3)), "float64 array [48, 48, 3]"),
+        (np.zeros((3, 48, 48), np.uint8), "uint8 array [3, 48, 48]"),
+        (torch.rand(48, 48, 3), "float32 tensor [48, 48, 3]"),
         ((torch.rand(3, 48, 48), 1), "tuple"),
         ({"image": torch.rand(3, 48, 48)}, "dict"),
         (torch.zeros(3, 48, 48, dtype=torch.int64), "int64 tensor [3, 48, 48]"),

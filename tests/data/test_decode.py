@@ -13,7 +13,7 @@ import pytest
 from handmade import refusal
 from PIL import ExifTags, Image, ImageOps
 
-from headstart.data.decode import demand_readable, open_picture, to_rgb, unreadable
+from headstart.data.decode import demand_readable, open_picture, to_rgb, unreadable, upright
 from headstart.errors import DataError
 
 
@@ -127,6 +127,22 @@ def test_16_bit_greys_in_memory_are_scaled_whatever_their_byte_order(mode: str) 
     assert to_rgb(Image.new(mode, (1, 1), 40000)).getpixel((0, 0)) == (156, 156, 156)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "PPM"])
+def test_greys_of_formats_that_have_16_bits_at_most_are_scaled_alike_whatever_is_in_them(kind: str) -> None:
+    picture = Image.new("I", (1, 2), 500)  # what some releases of Pillow make of a file of 16 bits
+    picture.format = kind
+    assert to_rgb(picture).getpixel((0, 0)) == (1, 1, 1)
+    picture.getexif()[ExifTags.Base.Orientation] = 6
+    turned = upright(picture)
+    assert (turned.size, to_rgb(turned).getpixel((0, 0))) == ((2, 1), (1, 1, 1))
+
+
+def test_a_dark_file_of_16_bits_is_not_brightened(tmp_path: Path) -> None:
+    path = tmp_path / "a.pgm"
+    path.write_bytes(b"P5 2 1 65535\n" + np.array([200, 513], ">u2").tobytes())
+    assert np.asarray(open_picture(path))[0, :, 0].tolist() == [0, 2]
+
+
 @pytest.mark.parametrize(
     ("mode", "brightest", "expected"),
     [
@@ -135,6 +151,7 @@ def test_16_bit_greys_in_memory_are_scaled_whatever_their_byte_order(mode: str) 
         ("I", 1 << 24, 1),
         ("I", -5, 0),
         ("F", 1.0, 255),
+        ("F", 1.01, 255),
         ("F", 0.5, 128),
         ("F", 200.0, 200),
         ("F", 40000.0, 156),
@@ -245,14 +262,53 @@ def test_who_lifts_pillows_limit_may_open_large_pictures(tmp_path: Path, monkeyp
     assert open_picture(path).size == (64, 48)
 
 
+ENDLESS: list[tuple[str, str, dict[str, object]]] = [
+    ("BMP", "RGB", {}),
+    ("PPM", "RGB", {}),
+    ("PPM", "L", {}),
+    ("TIFF", "RGB", {}),
+    ("TIFF", "RGB", {"compression": "tiff_lzw"}),
+    ("TIFF", "RGB", {"compression": "jpeg"}),
+    ("TIFF", "I;16", {}),
+    ("JPEG2000", "RGB", {}),
+    ("TGA", "RGB", {}),
+]
+"""Format, mode and settings of files without an end mark."""
+
+
 @pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.9, 0.97])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP"])
-def test_a_cut_off_file_is_refused_and_found(tmp_path: Path, kind: str, share: float) -> None:
-    whole = encoded(coloured(300, 200), kind)
+@pytest.mark.parametrize(
+    ("kind", "mode", "settings"), [(kind, "RGB", {}) for kind in ("JPEG", "PNG", "GIF", "WEBP")] + ENDLESS
+)
+def test_a_cut_off_file_is_refused_and_found(
+    tmp_path: Path, kind: str, mode: str, settings: dict[str, object], share: float
+) -> None:
+    whole = encoded(coloured(300, 200).convert("L" if mode == "I;16" else mode).convert(mode), kind, **settings)
     path = tmp_path / "cut.img"
     path.write_bytes(whole[: int(len(whole) * share)])
     assert "cut.img" in refusal(DataError, lambda: open_picture(path)).arrived
     assert [found for found, _ in unreadable([path])] == [path]
+
+
+@pytest.mark.parametrize(("kind", "mode", "settings"), ENDLESS)
+def test_a_whole_file_without_an_end_mark_is_not_accused(
+    tmp_path: Path, kind: str, mode: str, settings: dict[str, object]
+) -> None:
+    path = tmp_path / "whole.img"
+    path.write_bytes(
+        encoded(coloured(300, 200).convert("L" if mode == "I;16" else mode).convert(mode), kind, **settings)
+    )
+    assert unreadable([path]) == []
+
+
+def test_a_tiff_that_does_not_tell_the_length_of_its_strips_is_not_accused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    whole = encoded(coloured(300, 200), "TIFF")
+    lengths, nothing = struct.pack("<HH", 279, 4), struct.pack("<HH", 65000, 4)
+    assert whole.count(lengths) == 1
+    path.write_bytes(whole.replace(lengths, nothing))
+    assert same(open_picture(path), coloured(300, 200))
+    assert unreadable([path]) == []
 
 
 def test_the_end_of_a_preview_in_the_header_does_not_hide_that_a_jpeg_is_cut_off(tmp_path: Path) -> None:
@@ -265,7 +321,7 @@ def test_the_end_of_a_preview_in_the_header_does_not_hide_that_a_jpeg_is_cut_off
 
 
 @pytest.mark.parametrize("extra", [b"\0" * 4096, b"notes of the camera" * 100, b"\0" * 100_000])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "PPM", "TIFF"])
 def test_what_stands_behind_the_end_of_a_whole_picture_does_no_harm(tmp_path: Path, kind: str, extra: bytes) -> None:
     path = tmp_path / "a.img"
     path.write_bytes(encoded(coloured(), kind) + extra)
@@ -351,6 +407,17 @@ def test_all_unreadable_files_are_named_in_one_error(tmp_path: Path) -> None:
     assert error.arrived.startswith("23 of 24 pictures cannot be read: ")
     assert all(path.name in error.arrived for path in missing[:20])
     assert error.arrived.endswith("and 3 more")
+
+
+def test_files_that_are_not_there_are_no_bad_copies(tmp_path: Path) -> None:
+    words = tmp_path / "words.jpg"
+    words.write_text("no picture")
+    missing = tmp_path / "nope.jpg"
+    assert "good copies" in refusal(DataError, lambda: demand_readable([words])).todo
+    assert refusal(DataError, lambda: demand_readable([missing])).todo == "Check the path."
+    both = refusal(DataError, lambda: demand_readable([missing, words])).todo
+    assert "Check the paths" in both
+    assert "good copies" in both
 
 
 def test_readable_files_pass_also_in_great_number(tmp_path: Path) -> None:

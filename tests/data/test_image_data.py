@@ -5,6 +5,7 @@ from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from handmade import epoch, evaluated, refusal
@@ -16,9 +17,10 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from headstart import ImageData
+from headstart.data.folders import scan_parts
 from headstart.data.image_data import OwnLoader, Part
 from headstart.data.preprocessing import Preprocessing
-from headstart.data.sources import FolderSource, scan_parts
+from headstart.data.sources import FolderSource
 from headstart.data.splits import stratified
 from headstart.data.unlabelled import PictureList
 from headstart.errors import ConfigError, DataError
@@ -51,7 +53,7 @@ def folder(shapes_folder: Path, **settings: Any) -> ImageData:
 
 def test_a_folder_with_parts_is_taken_as_it_is(shapes_folder: Path) -> None:
     data = folder(shapes_folder)
-    assert (data.train, data.val, data.test) == scan_parts(shapes_folder)
+    assert (data.train, data.val, data.test) == scan_parts(shapes_folder)[:3]
     assert data.classes == ("circle", "square", "triangle")
     assert repr(data) == "ImageData: 3 classes (circle, square, triangle), 72 train, 27 val pictures"
 
@@ -120,15 +122,31 @@ def test_a_seed_is_a_whole_number(shapes_folder: Path, seed: Any) -> None:
     assert refusal(ConfigError, lambda: folder(shapes_folder, seed=seed)).arrived == f"seed={seed!r}"
 
 
-@pytest.mark.parametrize("fraction", [0, 1, -0.5, "0.2", None])
-def test_a_share_for_val_is_between_0_and_1(shapes_folder: Path, fraction: Any) -> None:
-    error = refusal(ConfigError, lambda: ImageData.from_folder(shapes_folder / "train", val_fraction=fraction))
-    assert error.arrived == f"val_fraction={fraction!r}"
+@pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5, float("nan"), "0.2", None, True])
+def test_a_share_for_val_is_between_0_and_1_whether_it_is_needed_or_not(shapes_folder: Path, fraction: Any) -> None:
+    for root in (shapes_folder / "train", shapes_folder):
+        error = refusal(ConfigError, lambda: ImageData.from_folder(root, val_fraction=fraction))  # noqa: B023
+        assert error.arrived == f"val_fraction={fraction!r}"
 
 
 def test_all_settings_out_of_range_are_told_at_once(shapes_folder: Path) -> None:
-    error = refusal(ConfigError, lambda: folder(shapes_folder, batch_size=0, image_size=1, workers=-2))
-    assert error.arrived == "batch_size=0, image_size=1, workers=-2"
+    wrong: dict[str, Any] = {"val_fraction": 2, "seed": -1, "batch_size": 0, "image_size": 1, "workers": -2}
+    error = refusal(ConfigError, lambda: folder(shapes_folder, **wrong))
+    assert error.arrived == "val_fraction=2, seed=-1, batch_size=0, image_size=1, workers=-2"
+
+
+def test_numbers_may_be_numpys_and_are_kept_as_pythons(shapes_folder: Path) -> None:
+    whole: dict[str, Any] = {"batch_size": 16, "image_size": 32, "workers": 0}
+    given: dict[str, Any] = {name: np.int64(number) for name, number in whole.items()}
+    pictures = ImageFolder(str(shapes_folder / "train"))
+    split: dict[str, Any] = {"val_fraction": np.float32(0.25), "seed": np.int64(3)}
+    data = ImageData.from_folder(shapes_folder / "train", **given, **split)
+    plain = ImageData.from_folder(shapes_folder / "train", **whole, val_fraction=0.25, seed=3)
+    assert (data.train, data.val) == (plain.train, plain.val)
+    for made in (data, ImageData.from_datasets(pictures, **given)):
+        found = {name: getattr(made, name) for name in whole}
+        assert found == whole
+        assert {type(number) for number in found.values()} == {int}
 
 
 @pytest.mark.parametrize("root", [None, 5, ["flowers"]])
@@ -156,6 +174,27 @@ def test_a_missing_folder_and_an_empty_class_are_refused_by_name(tmp_path: Path)
     draw(tmp_path, "ants/1.png", "bees/2.png")
     (tmp_path / "cats").mkdir()
     assert "'cats'" in refusal(DataError, lambda: ImageData.from_folder(tmp_path)).arrived
+
+
+def test_what_is_passed_over_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw(tmp_path, "train/ants/1.png", "train/bees/2.png", "test/ants/3.png")
+    ImageData.from_folder(tmp_path)
+    assert capsys.readouterr().out == ""
+    draw(
+        tmp_path,
+        "train/ants/1.gif",
+        "train/ants/.DS_Store",
+        "train/bees/notes.txt",
+        "test/ants/3.avif",
+        "dev/ants/4.png",
+    )
+    data = ImageData.from_folder(tmp_path)
+    assert capsys.readouterr().out.splitlines() == [
+        "passed over 2 files that are no pictures we read: 1.gif, 3.avif",
+        "passed over 1 folder beside train: dev",
+    ]
+    data.find(tmp_path / "test")
+    assert capsys.readouterr().out == "passed over 1 file that is no picture we read: 3.avif\n"
 
 
 # Batches
@@ -279,6 +318,18 @@ def test_pictures_are_checked_once_and_those_that_go_later_are_named_when_their_
 def test_datasets_and_loaders_have_no_files_to_check() -> None:
     ImageData.from_loaders([PAIR], [PAIR], classes=3).check("train", "val")
     ImageData.from_datasets([(Image.new("L", (4, 4)), 0)], classes=3).check("train")
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_labels_that_a_dataset_tells_in_advance_are_checked_before_the_first_batch(
+    shapes_folder: Path, part: str
+) -> None:
+    parts: dict[str, Any] = {name: ImageFolder(str(shapes_folder / "val")) for name in ("train", "val")}
+    ImageData.from_datasets(**parts).check("train", "val")
+    parts[part].samples[20] = (parts[part].samples[20][0], 9)
+    parts[part].targets[20] = 9
+    data = ImageData.from_datasets(**parts)
+    assert "sample 20 of the dataset: 9" in refusal(DataError, lambda: data.check("train", "val")).arrived
 
 
 # What never changes

@@ -77,12 +77,14 @@ def test_a_figure_shows_the_first_batch_of_training_with_its_class_names(shapes_
     assert torch.allclose(drawn(figure).float(), images[:7] / 255)
 
 
-def test_a_figure_of_another_part_shows_it_by_the_book(shapes_folder: Path) -> None:
+def test_a_figure_of_another_part_shows_all_of_it_evenly_by_the_book(shapes_folder: Path) -> None:
     data = folder(shapes_folder)
     figure = data.show_batch(part="val")
     images, labels = evaluated(data)
-    assert titles(figure) == [data.classes[label] for label in labels[:12]]
-    assert torch.allclose(drawn(figure).float(), images[:12] / 255)
+    places = [0, 2, 4, 7, 9, 11, 14, 16, 18, 21, 23, 26]
+    assert titles(figure) == [data.classes[labels[place]] for place in places]
+    assert set(titles(figure)) == set(data.classes)
+    assert torch.allclose(drawn(figure).float(), images[places] / 255)
     assert "'test'" in refusal(ConfigError, lambda: data.show_batch(part="test")).arrived
 
 
@@ -94,6 +96,19 @@ def test_a_figure_of_a_loader_shows_the_colours_behind_its_floats(targets: Tenso
     figure = data.show_batch(3)
     assert titles(figure) == ["ant", "bee", "cat"]
     assert torch.allclose(drawn(figure), colours[:3], atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_images_that_cannot_be_looked_at_are_refused(part: str) -> None:
+    batches = [(torch.rand(4, 5, 16, 16), PAIR[1])]
+    data = ImageData.from_loaders(batches, batches, classes=3)
+    assert "[3, 5, 16, 16]" in refusal(DataError, lambda: data.show_batch(3, part=part)).arrived
+
+
+def test_a_number_of_pictures_to_show_may_be_numpys(shapes_folder: Path) -> None:
+    data = folder(shapes_folder)
+    count: Any = np.int64(3)
+    assert len(titles(data.show_batch(count))) == len(titles(data.show_batch(count, part="val"))) == 3
 
 
 def test_looking_at_pictures_moves_nobodys_random_numbers(shapes_folder: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import shutil
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from headstart.data.augment import eval_view, train_view
+from headstart.data.folders import scan_classes
 from headstart.data.loading import (
     LoaderBatches,
     Pair,
     SourceBatches,
+    _Order,
     check_batch,
     loader_length,
     worker_count,
 )
 from headstart.data.preprocessing import Preprocessing, to_pixels
-from headstart.data.sources import DatasetSource, FolderSource, scan_classes
+from headstart.data.sources import DatasetSource, FolderSource
 from headstart.errors import DataError
-from headstart.randomness import preserved
+from headstart.randomness import AUGMENTATION, ORDER, derive, generator, preserved
 
 SMALL = Preprocessing(image_size=(32, 32), resize=(36, 36))
 # torch warns when there are more workers than cores, which on a small machine is two.
@@ -166,6 +169,22 @@ def test_training_in_workers_draws_nothing_from_the_users_generators(shapes: Fol
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_order_and_seeds_follow_from_seed_fit_epoch_and_picture_and_never_change() -> None:
+    order = _Order(1000, 32, 7)
+    order.position = (2, 3)
+    places = torch.randperm(1000, generator=generator(derive(ORDER, 7, 2, 3))).tolist()
+    assert [key for batch in order for key in batch] == [(n, derive(AUGMENTATION, 7, 2, 3, n)) for n in places]
+    assert [len(batch) for batch in order] == [32] * 31 + [8]
+    assert [key for batch in _Order(5, 2, None) for key in batch] == [(n, None) for n in range(5)]
+
+
+def test_a_batch_does_not_wait_for_the_seeds_of_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    derived = []
+    monkeypatch.setattr("headstart.data.loading.derive", lambda *position: derived.append(position) or 0)
+    next(iter(_Order(1000, 32, 7)))
+    assert len(derived) == 33
+
+
 # Batches
 
 
@@ -261,6 +280,37 @@ def test_what_the_users_own_code_raises_passes_through(shapes: FolderSource, wor
     error = raised(lambda: list(training(shapes, augment=broken, workers=workers).epoch(0, 0)))
     assert isinstance(error, ZeroDivisionError)
     assert "mine" in str(error)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_the_users_own_code_raises_says_at_which_picture(shapes: FolderSource, workers: int) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError("mine")
+
+    error = raised(lambda: list(training(shapes.part([4]), augment=broken, workers=workers).epoch(0, 0)))
+    assert error is not None
+    told = "".join(traceback.format_exception(error))
+    assert f"while preparing {shapes.paths[4]}" in told
+    error = raised(lambda: list(SourceBatches(Broken(), eval_view(SMALL), 1, workers=workers).epoch(0, 0)))
+    assert isinstance(error, KeyError)
+    assert "while preparing sample 0" in "".join(traceback.format_exception(error))
+
+
+class Broken(DatasetSource):
+    """A source whose samples raise an error of the user's."""
+
+    def __init__(self) -> None:
+        super().__init__([(None, 0)], ("a", "b"))
+
+    def sample(self, index: int, least_side: int | None = None) -> Any:
+        raise KeyError("mine")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_pipeline_that_makes_no_picture_says_of_which(shapes: FolderSource, workers: int) -> None:
+    batches = training(shapes.part([4]), augment=lambda _: None, workers=workers)
+    error = refusal(DataError, lambda: list(batches.epoch(0, 0)))
+    assert error.__notes__ == [f"while preparing {shapes.paths[4]}"]
 
 
 def test_what_workers_are_sent_can_be_sent(shapes: FolderSource) -> None:
@@ -367,6 +417,27 @@ def test_a_distributed_sampler_is_told_the_epoch() -> None:
     assert orders[0] == orders[2] != orders[1]
 
 
+def test_a_later_fit_has_orders_of_its_own_and_the_first_the_plain_epochs() -> None:
+    class Sampler:
+        def __init__(self) -> None:
+            self.told: list[int] = []
+
+        def set_epoch(self, epoch: int) -> None:
+            self.told.append(epoch)
+
+    loader: Any = Own([PAIR])
+    loader.sampler = Sampler()
+    for fit in (1, 2, 3):
+        for epoch in (0, 1, 2):
+            list(own(loader).epoch(fit, epoch))
+    told = loader.sampler.told
+    assert told[:3] == [0, 1, 2]
+    assert len(set(told)) == 9
+    assert all(type(number) is int and 0 <= number < 2**31 for number in told)
+    list(own(loader).epoch(2, 1))
+    assert told[-1] == told[4]
+
+
 @pytest.mark.parametrize(
     ("loader", "told"),
     [
@@ -417,6 +488,11 @@ def test_a_loader_that_can_be_gone_through_only_once_is_refused_the_second_time(
         ((PAIR[0], PAIR[1] == 1), "bool"),
         ((PAIR[0], PAIR[1].float()), "targets [4] of torch.float32"),
         ((PAIR[0], torch.rand(4, 2)), "targets [4, 2]"),
+        ((PAIR[0], 7 * torch.eye(3)[PAIR[1]]), "sums to 7"),
+        ((PAIR[0], torch.tensor([[0.5, 0.5, 0.0]] * 3 + [[0.7, 0.7, -0.4]])), "-0.4"),
+        ((PAIR[0], torch.tensor([[0.5, 0.5, 0.0]] * 3 + [[0.5, 0.5, float("nan")]])), "sums to nan"),
+        ((PAIR[0], torch.zeros(4, 3)), "sums to 0"),
+        ((PAIR[0], 1.01 * torch.eye(3)[PAIR[1]]), "sums to 1.01"),
         ((PAIR[0], torch.rand(4, 3, 1)), "targets [4, 3, 1]"),
         ((PAIR[0], torch.tensor([0, 1, -1, 2])), "label -1"),
         ((PAIR[0], torch.tensor([0, 1, 3, 2])), "label 3"),
@@ -432,6 +508,23 @@ def test_a_batch_that_cannot_be_trained_on_is_refused_with_its_place(batch: obje
     assert "batch 1 of the train loader" in error.arrived
     assert told in error.arrived
     assert "[0, 3)" in error.needed
+
+
+@pytest.mark.parametrize("shape", [(4, 28, 28, 1), (4, 32, 40, 3), (4, 9, 6, 4)])
+def test_a_batch_whose_channels_come_last_is_refused_with_the_cure(shape: tuple[int, ...]) -> None:
+    error = refusal(DataError, lambda: check_batch((torch.rand(shape), PAIR[1]), 3, "here"))
+    assert f"images {list(shape)}" in error.arrived
+    assert "permute(0, 3, 1, 2)" in error.todo
+    assert check_batch((torch.rand(shape).permute(0, 3, 1, 2), PAIR[1]), 3, "here")[0].shape[1] == shape[3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_mixed_and_smoothed_targets_are_probabilities_in_any_float_type(dtype: torch.dtype) -> None:
+    chance = torch.Generator().manual_seed(0)
+    mixed = torch.rand(64, 1000, generator=chance).softmax(1)
+    smoothed = torch.eye(1000)[:64] * 0.9 + 0.1 / 1000
+    for targets in (mixed, smoothed, 0.3 * mixed + 0.7 * smoothed):
+        assert check_batch((torch.rand(64, 3, 8, 8), targets.to(dtype)), 1000, "here")[1].dtype == dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8])

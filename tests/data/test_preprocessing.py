@@ -10,13 +10,14 @@ import pytest
 import timm
 import torch
 import torchvision
+from handmade import refusal
 from PIL import Image
 from timm.data import create_transform, resolve_data_config, resolve_model_data_config
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from headstart.data.decode import open_picture
-from headstart.data.preprocessing import Preprocessing, to_picture, to_pixels
+from headstart.data.preprocessing import Preprocessing, are_shaped, to_picture, to_pixels
 from headstart.errors import DataError
 
 CPU = torch.device("cpu")
@@ -264,3 +265,26 @@ def test_colours_that_cannot_be_shown_are_cut_off_and_greys_are_shown_as_colours
     images = torch.tensor([-50.0, 0.0, 50.0]).view(1, 1, 1, 3).half()
     seen = Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3).visible(images)
     assert seen.tolist() == [[[[0.0, 0.5, 1.0]]] * 3]
+    one = Preprocessing(mean=(0.5,), std=(0.25,)).visible(images)
+    assert torch.equal(one, seen)
+    greys = Preprocessing().visible(torch.full((2, 1, 4, 4), 51, dtype=torch.uint8))
+    assert torch.equal(greys, torch.full((2, 3, 4, 4), 0.2))
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_images_of_other_channels_cannot_be_looked_at(channels: int, dtype: torch.dtype) -> None:
+    error = refusal(DataError, lambda: Preprocessing().visible(torch.zeros(2, channels, 8, 8, dtype=dtype)))
+    assert f"[2, {channels}, 8, 8]" in error.arrived
+
+
+@pytest.mark.parametrize("shape", [(2, 28, 28, 1), (2, 32, 40, 3), (2, 9, 6, 4), (28, 28, 1)])
+def test_floats_whose_channels_come_last_are_not_shaped_like_pictures(shape: tuple[int, ...]) -> None:
+    assert not are_shaped(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 8, 3), (2, 1, 28, 1), (4, 3, 3), (2, 13, 8, 8), (2, 512, 1, 1), (2, 64, 100, 1), (7, 2, 3)]
+)
+def test_floats_of_any_number_of_channels_are_shaped_like_pictures(shape: tuple[int, ...]) -> None:
+    assert are_shaped(torch.zeros(shape))

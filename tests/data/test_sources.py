@@ -1,8 +1,7 @@
-"""Folders of every shape, and datasets of every kind, become pictures with class numbers, or an error that says why."""
+"""Files of known classes and datasets of every kind give pictures with class numbers, or an error that says why."""
 
-import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,285 +9,37 @@ import numpy as np
 import pytest
 import torch
 from handmade import refusal
-from PIL import Image
-from torch.utils.data import IterableDataset
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from PIL import ExifTags, Image
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
-from headstart.data.decode import unreadable
-from headstart.data.sources import (
-    EXTENSIONS,
-    DatasetSource,
-    FolderSource,
-    Source,
-    find_pictures,
-    scan_classes,
-    scan_known_classes,
-    scan_parts,
-)
+from headstart.data.decode import open_picture
+from headstart.data.sources import DatasetSource, FolderSource, Source
 from headstart.errors import DataError
 
+RED = Image.new("RGB", (5, 3), "red")
 
-def draw(root: Path, *names: str) -> Path:
-    """Put a small picture under each name, with the folders it needs; a name that ends in / is a folder."""
-    for name in names:
-        path = root / name
-        if name.endswith("/"):
-            path.mkdir(parents=True, exist_ok=True)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (4, 4), "red").save(path, "PNG")
-    return root
 
+@pytest.fixture
+def files(tmp_path: Path) -> FolderSource:
+    """Make three small pictures of two classes."""
+    for number in (1, 2, 3):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    return FolderSource(tuple(tmp_path / f"{number}.png" for number in (1, 2, 3)), (0, 1, 1), ("ants", "bees"))
 
-def names(paths: list[Path], root: Path) -> list[str]:
-    return [path.relative_to(root).as_posix() for path in paths]
 
+# Files
 
-def test_the_suffixes_are_torchvisions() -> None:
-    assert set(EXTENSIONS) == set(IMG_EXTENSIONS)
 
+def test_a_folder_source_opens_tells_and_divides(files: FolderSource, tmp_path: Path) -> None:
+    picture, label = files.sample(1)
+    assert (picture.getpixel((0, 0)), picture.mode, label, len(files)) == ((2, 0, 0), "RGB", 1, 3)
+    assert files.path(2) == tmp_path / "3.png"
+    assert files.part([2, 0]) == FolderSource((files.paths[2], files.paths[0]), (1, 0), ("ants", "bees"))
 
-# Finding pictures
 
-
-def test_pictures_are_found_at_any_depth_sorted_and_by_suffix_in_any_case(tmp_path: Path) -> None:
-    draw(tmp_path, "b.JPG", "a.png", "deep/er/c.Tiff", "deep/d.webp", "e.gif")
-    (tmp_path / "notes.txt").touch()
-    pictures, others = find_pictures(tmp_path)
-    assert names(pictures, tmp_path) == ["a.png", "b.JPG", "deep/d.webp", "deep/er/c.Tiff"]
-    assert names(others, tmp_path) == ["e.gif", "notes.txt"]
-
-
-def test_hidden_files_and_the_litter_of_operating_systems_are_passed_over(tmp_path: Path) -> None:
-    draw(tmp_path, "a.png", "._a.png", ".ipynb_checkpoints/a.png", "__MACOSX/a.png")
-    for litter in (".DS_Store", "Thumbs.db", "desktop.ini"):
-        (tmp_path / litter).touch()
-    assert find_pictures(tmp_path) == ([tmp_path / "a.png"], [])
-
-
-def test_names_may_hold_anything(tmp_path: Path) -> None:
-    draw(tmp_path, *(odd := ["Blüte im März.png", "two\nlines.png", "花.png", os.fsdecode(b"\xff.png"), "a.b.png"]))
-    assert set(names(find_pictures(tmp_path)[0], tmp_path)) == set(odd)
-
-
-def test_links_are_followed_out_of_the_folder(tmp_path: Path) -> None:
-    draw(tmp_path, "elsewhere/blob", "elsewhere/more/2.png", "ants/")
-    (tmp_path / "ants" / "1.png").symlink_to(tmp_path / "elsewhere" / "blob")
-    (tmp_path / "ants" / "more").symlink_to(tmp_path / "elsewhere" / "more")
-    assert names(find_pictures(tmp_path / "ants")[0], tmp_path) == ["ants/1.png", "ants/more/2.png"]
-
-
-def test_a_picture_that_can_be_reached_on_several_ways_counts_once(tmp_path: Path) -> None:
-    draw(tmp_path, "real/1.png", "real/2.png")
-    (tmp_path / "again").symlink_to("real")
-    (tmp_path / "real" / "3.png").symlink_to("1.png")
-    (tmp_path / "0.txt").symlink_to("real/2.png")
-    assert len(find_pictures(tmp_path)[0]) == 2
-
-
-@pytest.mark.parametrize("target", [".", "..", "../..", "inner"])
-def test_links_that_lead_round_and_round_add_nothing(tmp_path: Path, target: str) -> None:
-    draw(tmp_path, "root/ants/1.png", "root/ants/inner/2.png", "root/bees/3.png")
-    (tmp_path / "root" / "ants" / "inner" / "loop").symlink_to(tmp_path / "root" / "ants" / target)
-    (tmp_path / "root" / "ants" / "self.png").symlink_to("self.png")
-    pictures, _ = find_pictures(tmp_path / "root" / "ants")
-    assert names(pictures, tmp_path / "root" / "ants") == ["1.png", "inner/2.png", "self.png"]
-
-
-def test_a_link_to_nothing_is_kept_to_be_reported_as_unreadable(tmp_path: Path) -> None:
-    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    pictures, _ = find_pictures(tmp_path)
-    assert [path.name for path, _ in unreadable(pictures)] == ["gone.jpg"]
-
-
-def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def locked(_: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(os, "scandir", locked)
-    error = refusal(DataError, lambda: find_pictures(tmp_path))
-    assert str(tmp_path) in error.arrived
-    assert "Permission denied" in error.arrived
-
-
-# A folder per class
-
-
-def test_each_folder_is_a_class_in_the_order_of_their_names(tmp_path: Path) -> None:
-    draw(tmp_path, "bees/2.png", "ants/1.png", "ants/deep/3.png", "loose.png", ".ipynb_checkpoints/4.png")
-    source = scan_classes(tmp_path)
-    assert source.classes == ("ants", "bees")
-    assert names(list(source.paths), tmp_path) == ["ants/1.png", "ants/deep/3.png", "bees/2.png"]
-    assert source.labels == (0, 0, 1)
-
-
-def test_a_folder_source_opens_tells_and_divides(tmp_path: Path) -> None:
-    source = scan_classes(draw(tmp_path, "ants/1.png", "bees/2.png", "bees/3.png"))
-    picture, label = source.sample(1)
-    assert (picture.size, picture.mode, label, len(source)) == ((4, 4), "RGB", 1, 3)
-    assert source.path(2) == tmp_path / "bees" / "3.png"
-    assert source.part([2, 0]) == FolderSource((source.paths[2], source.paths[0]), (1, 0), ("ants", "bees"))
-
-
-def test_a_folder_source_is_short_when_printed_and_travels_to_workers(tmp_path: Path) -> None:
-    source = scan_classes(draw(tmp_path, "ants/1.png", "bees/2.png"))
-    assert repr(source) == "FolderSource(classes=('ants', 'bees'))"
-    assert pickle.loads(pickle.dumps(source)) == source  # noqa: S301 - bytes made on the same line
-
-
-def test_a_link_back_to_the_root_is_no_class(tmp_path: Path) -> None:
-    draw(tmp_path, "ants/1.png", "bees/2.png")
-    (tmp_path / "here").symlink_to(".")
-    (tmp_path / "up").symlink_to("..")
-    assert scan_classes(tmp_path).classes == ("ants", "bees")
-
-
-def test_a_linked_folder_is_a_class(tmp_path: Path) -> None:
-    draw(tmp_path, "store/x1/1.png", "root/ants/2.png")
-    (tmp_path / "root" / "bees").symlink_to(tmp_path / "store" / "x1")
-    assert scan_classes(tmp_path / "root").classes == ("ants", "bees")
-
-
-def test_a_missing_folder_is_named_in_full_with_what_was_probably_meant(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    draw(tmp_path, "flowers/train/roses/1.png")
-    monkeypatch.chdir(tmp_path)
-    error = refusal(DataError, lambda: scan_classes(Path("flovers/train")))
-    assert str(tmp_path / "flovers" / "train") in error.arrived
-    assert "'flowers'" in error.todo
-    assert refusal(DataError, lambda: scan_classes(tmp_path / "flowers" / "zebra")).todo.startswith("Check the path")
-
-
-def test_a_file_is_no_folder_of_classes(tmp_path: Path) -> None:
-    draw(tmp_path, "pictures.zip")
-    for path in (tmp_path / "pictures.zip", tmp_path / "pictures.zip" / "train"):
-        refusal(DataError, lambda path=path: scan_classes(path))
-    assert "is a file" in refusal(DataError, lambda: scan_parts(tmp_path / "pictures.zip")).arrived
-
-
-def test_no_class_folder_at_all_is_refused_with_the_number_of_pictures(tmp_path: Path) -> None:
-    error = refusal(DataError, lambda: scan_classes(draw(tmp_path, "1.png", "2.png")))
-    assert "no folder and 2 pictures" in error.arrived
-
-
-def test_one_class_is_refused_with_a_hint_to_look_further_down(tmp_path: Path) -> None:
-    error = refusal(DataError, lambda: scan_classes(draw(tmp_path, "flowers/roses/1.png", "flowers/tulips/2.png")))
-    assert "'flowers'" in error.arrived
-    assert repr(str(tmp_path / "flowers")) in error.todo
-
-
-def test_all_empty_classes_are_named(tmp_path: Path) -> None:
-    draw(tmp_path, "ants/1.png", "bees/", "cats/", "dogs/2.png")
-    (tmp_path / "cats" / "cat.gif").touch()
-    error = refusal(DataError, lambda: scan_classes(tmp_path))
-    assert "'bees', 'cats'" in error.arrived
-    assert "ants" not in error.arrived.replace(str(tmp_path), "")
-
-
-# Train, val and test
-
-
-TRAIN = ("train/ants/1.png", "train/bees/2.png")
-
-
-def test_a_folder_without_train_is_all_train(tmp_path: Path) -> None:
-    parts = scan_parts(draw(tmp_path, "ants/1.png", "bees/2.png"))
-    assert parts == (scan_classes(tmp_path), None, None)
-
-
-def test_train_alone_leaves_the_others_out(tmp_path: Path) -> None:
-    parts = scan_parts(draw(tmp_path, *TRAIN))
-    assert parts == (scan_classes(tmp_path / "train"), None, None)
-
-
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
-def test_val_goes_by_several_names(tmp_path: Path, name: str) -> None:
-    parts = scan_parts(draw(tmp_path, *TRAIN, f"{name}/ants/3.png", "test/bees/4.png"))
-    assert parts.val == FolderSource((tmp_path / name / "ants" / "3.png",), (0,), ("ants", "bees"))
-    assert parts.test == FolderSource((tmp_path / "test" / "bees" / "4.png",), (1,), ("ants", "bees"))
-
-
-def test_the_first_of_several_val_folders_is_taken(tmp_path: Path) -> None:
-    parts = scan_parts(draw(tmp_path, *TRAIN, "validation/ants/3.png", "valid/ants/4.png", "val/ants/5.png"))
-    assert parts.val is not None
-    assert parts.val.paths == (tmp_path / "val" / "ants" / "5.png",)
-
-
-def test_test_is_also_val_where_there_is_no_other(tmp_path: Path) -> None:
-    parts = scan_parts(draw(tmp_path, *TRAIN, "test/ants/3.png"))
-    assert parts.val is not None
-    assert parts.val == parts.test
-
-
-@pytest.mark.parametrize("test", [("test/3.png", "test/4.png"), ("test/",)], ids=["flat", "empty"])
-def test_a_test_folder_without_classes_does_not_count(tmp_path: Path, test: tuple[str, ...]) -> None:
-    parts = scan_parts(draw(tmp_path, *TRAIN, *test))
-    assert (parts.val, parts.test) == (None, None)
-
-
-def test_train_wins_over_folders_that_look_like_classes(tmp_path: Path) -> None:
-    assert scan_parts(draw(tmp_path, *TRAIN, "cats/3.png", "dogs/4.png")).train.classes == ("ants", "bees")
-
-
-def test_labels_go_by_name_also_when_val_lacks_a_class_or_has_it_empty(tmp_path: Path) -> None:
-    draw(tmp_path, "train/ants/1.png", "train/bees/2.png", "train/cats/3.png", "val/cats/4.png", "val/ants/")
-    parts = scan_parts(tmp_path)
-    assert parts.val is not None
-    assert (parts.val.labels, parts.val.classes) == ((2,), ("ants", "bees", "cats"))
-
-
-@pytest.mark.parametrize("part", ["val", "test"])
-def test_a_class_that_train_does_not_have_is_refused_with_the_nearest(tmp_path: Path, part: str) -> None:
-    draw(tmp_path, *TRAIN, f"{part}/ant/3.png", f"{part}/bees/4.png", f"{part}/zebras/5.png")
-    error = refusal(DataError, lambda: scan_parts(tmp_path))
-    assert "'ant', 'zebras'" in error.arrived
-    assert "'ants'" in error.todo
-
-
-@pytest.mark.parametrize("val", ["val/", "val/3.png", "val/ants/"])
-def test_val_without_a_picture_in_a_class_folder_is_refused(tmp_path: Path, val: str) -> None:
-    assert "val" in refusal(DataError, lambda: scan_parts(draw(tmp_path, *TRAIN, val))).arrived
-
-
-def test_parts_without_train_are_not_taken_for_classes(tmp_path: Path) -> None:
-    draw(tmp_path, "training/ants/1.png", "training/bees/2.png", "testing/ants/3.png", "testing/bees/4.png")
-    assert "'train'" in refusal(DataError, lambda: scan_parts(tmp_path)).todo
-
-
-def test_a_flat_train_folder_is_refused(tmp_path: Path) -> None:
-    error = refusal(DataError, lambda: scan_parts(draw(tmp_path, "train/1.png", "train/2.png", "test/3.png")))
-    assert "from_datasets" in error.todo
-
-
-def test_known_classes_are_labelled_in_their_own_order(tmp_path: Path) -> None:
-    source = scan_known_classes(draw(tmp_path, "ants/1.png", "bees/2.png"), ("bees", "wasps", "ants"))
-    assert (source.labels, source.classes) == ((2, 0), ("bees", "wasps", "ants"))
-
-
-def test_the_ants_and_bees_of_the_tutorial_are_all_there(assets: Path) -> None:
-    root = assets / "hymenoptera_data"
-    parts = scan_parts(root)
-    assert parts.val is not None
-    assert parts.train.classes == ("ants", "bees")
-    assert [parts.train.labels.count(label) for label in (0, 1)] == [123, 121]
-    assert [parts.val.labels.count(label) for label in (0, 1)] == [70, 83]
-    assert [path.name for path in find_pictures(root / "train" / "ants")[1]] == ["imageNotFound.gif"]
-    assert parts.test is None
-
-
-def test_the_hot_dogs_have_a_test_part_that_is_also_val(assets: Path) -> None:
-    parts = scan_parts(assets / "hotdog_tiny")
-    assert parts.test is not None
-    assert (len(parts.train), len(parts.test), parts.val == parts.test) == (496, 499, True)
-
-
-def test_real_pictures_are_listed_as_torchvision_lists_them(assets: Path) -> None:
-    root = assets / "flowers" / "train"
-    source, known = scan_classes(root), ImageFolder(str(root))
-    assert list(zip(map(str, source.paths), source.labels, strict=True)) == known.samples
-    assert list(source.classes) == known.classes
+def test_a_folder_source_is_short_when_printed_and_travels_to_workers(files: FolderSource) -> None:
+    assert repr(files) == "FolderSource(classes=('ants', 'bees'))"
+    assert pickle.loads(pickle.dumps(files)) == files  # noqa: S301 - bytes made on the same line
 
 
 # Datasets
@@ -296,9 +47,6 @@ def test_real_pictures_are_listed_as_torchvision_lists_them(assets: Path) -> Non
 
 def of(picture: object, label: object = 0) -> DatasetSource:
     return DatasetSource([(picture, label)], ("ants", "bees"))
-
-
-RED = Image.new("RGB", (5, 3), "red")
 
 
 @pytest.mark.parametrize(
@@ -363,6 +111,9 @@ def test_other_labels_are_refused_with_the_number_of_the_sample(label: object) -
         torch.zeros(9, 9, 3, dtype=torch.uint8),
         torch.zeros(7, 4, 4, dtype=torch.uint8),
         torch.zeros(3, 4, 4, dtype=torch.int64),
+        torch.zeros(28, 28, 1),
+        torch.zeros(8, 9, 3),
+        torch.zeros(3, 0, 4),
     ],
 )
 def test_other_pictures_are_refused_with_the_number_of_the_sample(picture: object) -> None:
@@ -374,8 +125,21 @@ def test_samples_that_are_no_pairs_are_refused_with_their_number(sample: object)
     assert "sample 0" in refusal(DataError, lambda: DatasetSource([sample], ("a", "b")).sample(0)).arrived
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_of_a_dataset_is_upright_as_its_file_is(tmp_path: Path, orientation: int) -> None:
+    note = Image.Exif()
+    note[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / "phone.jpg"
+    Image.effect_noise((40, 24), 90).save(path, exif=note)
+    with Image.open(path) as opened:
+        for picture in (opened, opened.convert("RGB")):  # as torchvision's ImageFolder does
+            found, _ = of(picture).sample(0)
+            assert isinstance(found, Image.Image)
+            assert (found.size, found.tobytes()) == (open_picture(path).size, open_picture(path).tobytes())
+
+
 def test_a_broken_picture_of_a_dataset_is_refused_with_the_number_of_the_sample(tmp_path: Path) -> None:
-    draw(tmp_path, "1.png")
+    RED.save(tmp_path / "1.png")
     whole = (tmp_path / "1.png").read_bytes()
     (tmp_path / "1.png").write_bytes(whole[: whole.index(b"IDAT") + 6])
     with Image.open(tmp_path / "1.png") as picture:
@@ -398,12 +162,93 @@ class Stream(IterableDataset[Any]):
         return 0
 
 
-@pytest.mark.parametrize("dataset", [Stream(), iter([]), {1, 2}, None])
-def test_datasets_whose_samples_cannot_be_had_by_number_are_refused(dataset: object) -> None:
-    assert type(dataset).__name__ in refusal(DataError, lambda: DatasetSource(dataset, ("ants", "bees"))).arrived
+@pytest.mark.parametrize(
+    ("dataset", "cure"),
+    [
+        (Stream(), "__len__"),
+        (DataLoader([(RED, 0)]), "from_loaders"),  # type: ignore[arg-type]
+        (iter([]), "from_loaders"),
+        ({1, 2}, "from_loaders"),
+        (None, "from_loaders"),
+        ("flowers", "from_folder"),
+        (Path("flowers"), "from_folder"),
+        (np.zeros((2, 8, 8, 3), np.uint8), "zip"),
+        (torch.zeros(2, 3, 8, 8), "zip"),
+        ((torch.zeros(2, 3, 8, 8), torch.zeros(2)), "zip"),
+        ((np.zeros((2, 8, 8, 3), np.uint8), [0, 1]), "zip"),
+        ([np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2)], "zip"),
+    ],
+)
+def test_datasets_whose_samples_cannot_be_had_by_number_are_refused(dataset: object, cure: str) -> None:
+    error = refusal(DataError, lambda: DatasetSource(dataset, ("ants", "bees")))
+    assert type(dataset).__name__ in error.arrived
+    assert cure in error.todo
 
 
-def test_both_kinds_are_sources(tmp_path: Path) -> None:
-    sources: list[Source] = [scan_classes(draw(tmp_path, "ants/1.png", "bees/2.png")), of(RED)]
+def test_the_cure_for_a_pair_of_arrays_works() -> None:
+    for pictures, labels in [(np.zeros((2, 8, 9, 3), np.uint8), np.array([0, 1])), (torch.zeros(2, 3, 8, 9), [0, 1])]:
+        source = DatasetSource(list(zip(pictures, labels, strict=True)), ("ants", "bees"))
+        assert source.sample(1)[1] == 1
+
+
+def test_a_tuple_of_samples_is_a_dataset() -> None:
+    assert DatasetSource(((RED, 0), (RED, 1)), ("ants", "bees")).sample(1)[1] == 1
+
+
+class Labelled(Dataset[Any]):
+    """A dataset that tells its labels in advance, and counts how often it is asked for a sample."""
+
+    def __init__(self, targets: Any, change: Callable[[Any], Any] = lambda label: label, length: int = 0) -> None:
+        self.targets, self.change, self.length, self.asked = targets, change, length or len(targets), 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+        self.asked += 1
+        torch.rand(())
+        return RED, self.change(self.targets[index])
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
+def test_labels_that_are_told_in_advance_are_looked_at_without_a_picture(kind: Callable[[list[int]], Any]) -> None:
+    good, bad = Labelled(kind([0, 1, 0])), Labelled(kind([0, 1, 5, 7]))
+    DatasetSource(good, ("ants", "bees")).demand_labels()
+    assert good.asked == 0
+    error = refusal(DataError, lambda: DatasetSource(bad, ("ants", "bees")).demand_labels())
+    assert "sample 2 of the dataset: 5" in error.arrived
+    assert bad.asked == 1
+
+
+@pytest.mark.parametrize("label", [-1, 2, "ant", 0.5, None, True])
+def test_whatever_is_no_class_number_is_found_in_advance(label: object) -> None:
+    source = DatasetSource(Labelled([0, 1, label]), ("ants", "bees"))
+    assert f"sample 2 of the dataset: {label!r}" in refusal(DataError, source.demand_labels).arrived
+
+
+def test_labels_are_found_through_subsets_and_concatenations_and_named_by_their_place() -> None:
+    parts = ConcatDataset([Labelled([0, 1]), Subset(Labelled([9, 1, 0, 3]), [1, 2, 3, 2])])
+    assert "sample 4 of" in refusal(DataError, DatasetSource(parts, ("ants", "bees")).demand_labels).arrived
+    DatasetSource(Subset(parts, [0, 3, 2]), ("ants", "bees")).demand_labels()
+    DatasetSource(parts, ("ants", "bees")).part([0, 3]).demand_labels()
+    part = DatasetSource(parts, ("ants", "bees")).part([0, 4])
+    assert "sample 4 of" in refusal(DataError, part.demand_labels).arrived
+
+
+def test_a_dataset_that_changes_its_labels_has_the_last_word_and_is_asked_once() -> None:
+    names = Labelled(["ant", "bee", "ant"], change=["ant", "bee"].index)
+    before = torch.get_rng_state()
+    DatasetSource(names, ("ants", "bees")).demand_labels()
+    assert names.asked == 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dataset", [[(RED, 7)], Labelled([7], length=2), Labelled(7, length=1)])
+def test_labels_that_are_not_told_wait_for_their_turn(dataset: Any) -> None:
+    DatasetSource(dataset, ("ants", "bees")).demand_labels()
+
+
+def test_both_kinds_are_sources(files: FolderSource) -> None:
+    sources: list[Source] = [files, of(RED)]
     assert [source.sample(0)[1] for source in sources] == [0, 0]
-    assert [source.path(0) for source in sources] == [tmp_path / "ants" / "1.png", None]
+    assert [source.path(0) for source in sources] == [files.paths[0], None]

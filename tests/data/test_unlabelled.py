@@ -45,6 +45,17 @@ def test_a_folder_is_all_pictures_below_it_sorted(folder: Path, kind: Any) -> No
     assert pictures.paths == (folder / "a.png", folder / "b.png", folder / "deep" / "c.png")
 
 
+def test_files_in_folders_that_are_no_pictures_are_told_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    PictureList.of(folder)
+    assert capsys.readouterr().out == ""
+    (folder / "deep" / "d.gif").touch()
+    (folder / "e.heic").touch()
+    assert len(PictureList.of([folder, folder / "deep"])) == 4
+    assert capsys.readouterr().out == "passed over 2 files that are no pictures we read: d.gif, e.heic\n"
+
+
 def test_a_file_that_is_named_may_have_any_suffix(folder: Path) -> None:
     shutil.copy(folder / "a.png", folder / "upload")
     assert PictureList.of(folder / "upload").sample(0)[1] == 0
@@ -119,6 +130,20 @@ def test_photographs_of_a_folder_are_all_there(assets: Path) -> None:
 @pytest.mark.parametrize("images", [[], (), [[], []], torch.zeros(0, 3, 8, 8)])
 def test_nothing_is_refused(images: Any) -> None:
     assert "no picture" in refusal(DataError, lambda: PictureList.of(images)).arrived
+
+
+@pytest.mark.parametrize("name", ["nope.jpg", "nope"])
+def test_a_path_to_nothing_is_to_be_checked(tmp_path: Path, name: str) -> None:
+    error = refusal(DataError, lambda: PictureList.of(tmp_path / name))
+    assert str(tmp_path / name) in error.arrived
+    assert error.todo == "Check the path."
+
+
+@pytest.mark.parametrize("lazy", [lambda folder: folder.rglob("*.png"), lambda folder: map(str, folder.iterdir())])
+def test_what_gives_pictures_only_once_is_refused_with_the_way_to_a_list(folder: Path, lazy: Any) -> None:
+    error = refusal(DataError, lambda: PictureList.of(lazy(folder)))
+    assert "list(" in error.todo
+    assert len(PictureList.of(list(folder.rglob("*.png")))) == 3
 
 
 @pytest.mark.parametrize("kind", [str, Path])

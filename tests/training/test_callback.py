@@ -243,7 +243,7 @@ def test_logs_of_a_batch_go_on_with_the_epoch_and_a_copy_stays():
 
 @pytest.mark.parametrize(
     ("wrong", "todo"),
-    [(EarlyStopping, "Call the class"), (object(), "Derive its class"), (print, "Derive its class")],
+    [(EarlyStopping, "Call the class"), (object(), "Derive its class"), (print, "LRSchedule(cosine())")],
 )
 def test_what_is_no_callback_is_refused(wrong, todo):
     with pytest.raises(ConfigError) as caught:

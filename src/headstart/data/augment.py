@@ -9,16 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from headstart.data.preprocessing import Picture, Preprocessing, described, is_shaped, to_picture, to_pixels
+from headstart.data.preprocessing import Picture, Preprocessing, as_picture, described, to_picture, to_pixels
 from headstart.errors import ConfigError, DataError, nearest
 
 Pipeline = Callable[[Any], Any]
-"""Any callable from a PIL picture to a PIL picture or a tensor, such as a torchvision `Compose`."""
+"""Any callable from a PIL picture to a PIL picture, a tensor or a uint8 array, such as a torchvision `Compose`."""
 Augment = str | Sequence[str] | Pipeline | None
 """What `ImageData(augment=...)` takes: a preset, an augmentation, several of them, a pipeline, or nothing."""
 View = Callable[[Picture], Tensor]
@@ -138,17 +137,17 @@ class _PipelineView:
     def __call__(self, picture: Picture) -> Tensor:
         if _is_final(picture):
             return picture
-        result = self.pipeline(picture)
-        tensor = isinstance(result, Tensor) and is_shaped(result)
-        if tensor and _is_final(result):
-            return result
-        if not isinstance(result, Image.Image) and not (tensor and result.dtype == torch.uint8):
-            kind = type(result).__name__
+        made = self.pipeline(picture)
+        result = as_picture(made)
+        if result is None:
             raise DataError(
-                f"a pipeline that makes {described(result) if isinstance(result, Tensor) else kind} of a picture",
-                "a float tensor [channels, height, width], which is final, or a PIL picture or uint8 tensor",
+                f"a pipeline that makes {described(made)} of a picture",
+                "a float tensor [channels, height, width], which is final, or a PIL picture, a uint8 tensor, or a "
+                "uint8 array [height, width, channels]",
                 "End the pipeline with ToTensor() (and Normalize), or with nothing after the PIL steps.",
             )
+        if _is_final(result):
+            return result
         result = to_picture(result)
         fits = result.size[::-1] == self.preprocessing.image_size
         return to_pixels(result if fits else self.preprocessing.geometry()(result))

@@ -15,11 +15,15 @@ from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from headstart.errors import DataError, listing
 
 _TAIL_BYTES = 1 << 16
 """How much of a file's end is searched for its end mark; cameras append notes and padding behind it."""
+
+_TIFF_PIECES = ((273, 279), (324, 325))
+"""Tags that tell where the strips, or tiles, of a TIFF begin, and how long they are."""
 
 _PATHS_PER_TASK = 64
 
@@ -55,7 +59,7 @@ def to_rgb(picture: Image.Image, name: str = "a picture") -> Image.Image:
 
     Transparency is dropped, as timm and torchvision do. Deeper pictures are scaled, where Pillow alone would turn
     nearly all of them white: 16 bits lose their lower 8; 32-bit whole numbers and floats are divided by 256 until they
-    fit, floats that end at 1 are first multiplied by 255.
+    fit; floats that stay below 2 are taken for shares of 1, and what is above 1 is white.
 
     Args:
         picture: of any mode; EXIF notes are not looked at, the pixels are taken as they lie.
@@ -83,14 +87,17 @@ def upright(picture: Image.Image) -> Image.Image:
     """
     with contextlib.suppress(Exception):  # a garbled EXIF note is no reason to refuse a good picture
         if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            return ImageOps.exif_transpose(picture)
+            turned = ImageOps.exif_transpose(picture)
+            turned.format = picture.format  # which `to_rgb` wants to know
+            return turned
     return picture
 
 
 def unreadable(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     """Find the files that will not become pictures, from their headers and ends, in a fraction of the decoding time.
 
-    Damage in the middle of a file is not seen. A file whose end looks wrong is decoded before it is accused.
+    Damage in the middle of a file is not seen. A file whose end looks wrong, or does not tell, is decoded before it is
+    accused.
 
     Args:
         paths: files that should be pictures.
@@ -112,14 +119,18 @@ def demand_readable(paths: Sequence[Path]) -> None:
     """Raise one error that names every file that `unreadable` finds, or return when there is none.
 
     Raises:
-        DataError: some files are no whole pictures. Replace or delete them.
+        DataError: some files are missing or no whole pictures. Check their paths, replace or delete them.
     """
     if found := unreadable(paths):
         named = listing((f"{str(path)!r} ({reason})" for path, reason in found), most=20)
+        bad = [path for path, _ in found if path.exists()]
+        copies = "Replace these files by good copies, or delete them."
+        if bad and len(bad) < len(found):
+            copies = "Check the paths of the missing files; replace the others by good copies, or delete them."
         raise DataError(
             f"{len(found)} of {len(paths)} pictures cannot be read: {named}",
             "whole picture files, of a format that Pillow knows and of a sane size",
-            "Replace these files by good copies, or delete them.",
+            copies if bad else "Check the path.",
         )
 
 
@@ -199,10 +210,11 @@ def _converted(picture: Image.Image) -> Image.Image:
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """Scale a grey picture of 16 or 32 bits, whole numbers or floats, to one of 8."""
     values = np.nan_to_num(np.asarray(picture), posinf=0.0, neginf=0.0).clip(0, None)
-    if picture.mode.startswith("I;16"):
+    # Files of these formats have 16 bits at the most, even where Pillow (always or in older releases) makes 32 of them.
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
         values = values // 256
-    elif picture.mode == "F" and values.max() <= 1:
-        values = (values * 255).round()
+    elif picture.mode == "F" and values.max() < 2:  # rounding, or sharpening, may have gone a little beyond 1
+        values = (values.clip(0, 1) * 255).round()
     while values.max() > 255:
         values = values // 256
     return Image.fromarray(values.astype(np.uint8))
@@ -218,7 +230,7 @@ def _complaint(path: Path) -> str:
             return "empty, 0 bytes"
         with path.open("rb") as file, _pillow_hushed(), Image.open(file) as picture:
             _refuse_bomb(picture)
-            whole = _looks_whole(picture.format, file, about.st_size)
+            whole = _looks_whole(picture, file, about.st_size)
         if not whole:
             _decode(path)
     except Exception as error:  # as in `_failure_named`
@@ -226,14 +238,15 @@ def _complaint(path: Path) -> str:
     return ""
 
 
-def _looks_whole(kind: str | None, file: IO[bytes], size: int) -> bool:
-    """Judge by a file's end whether all of it is there; formats without an end mark get the benefit of the doubt.
+def _looks_whole(picture: Image.Image, file: IO[bytes], size: int) -> bool:
+    """Judge by a file's end whether all of it is there; of formats that do not tell nothing is believed.
 
     Args:
-        kind: Pillow's name of the format.
+        picture: opened from the file, not yet read.
         file: stands behind the header, as Pillow has left it, so that the end of a preview inside it does not count.
         size: of the file, in bytes.
     """
+    kind = picture.format
     file.seek(max(file.tell(), size - _TAIL_BYTES))
     tail = file.read()
     if kind in ("JPEG", "MPO"):
@@ -245,4 +258,11 @@ def _looks_whole(kind: str | None, file: IO[bytes], size: int) -> bool:
     if kind == "WEBP":
         file.seek(4)
         return int.from_bytes(file.read(4), "little") + 8 <= size
-    return True
+    if isinstance(picture, TiffImageFile):
+        ends = [
+            start + length
+            for starts, lengths in _TIFF_PIECES
+            for start, length in zip(picture.tag_v2.get(starts, ()), picture.tag_v2.get(lengths, ()), strict=False)
+        ]
+        return bool(ends) and max(ends) <= size
+    return False  # for BMP and PPM, decoding is little more than reading

@@ -4,34 +4,39 @@ It never changes. A Learner binds it to the preprocessing of its weights and get
 serve a second model.
 """
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
-from headstart.data.augment import Augment, Pipeline, View, check_augment, eval_view, least_side, train_view
+from headstart.data.augment import Augment, Pipeline, View, eval_view, least_side, train_view
+from headstart.data.classes import ClassNames, class_names, common_classes
 from headstart.data.decode import demand_readable
-from headstart.data.loading import Batches, LoaderBatches, SourceBatches, collate, loader_length, worker_count
+from headstart.data.folders import scan_known_classes, scan_parts, tell_passed_over
+from headstart.data.loading import (
+    Batches,
+    LoaderBatches,
+    SourceBatches,
+    Views,
+    collate,
+    loader_length,
+    worker_count,
+)
 from headstart.data.preprocessing import Preprocessing
-from headstart.data.sources import DatasetSource, FolderSource, Source, scan_known_classes, scan_parts
+from headstart.data.settings import Workers, demand, settings
+from headstart.data.sources import DatasetSource, FolderSource, Source
 from headstart.data.splits import stratified
 from headstart.data.unlabelled import PictureList
 from headstart.drawing import contact_sheet
-from headstart.errors import ConfigError, DataError, Demands, is_count, listing, nearest
+from headstart.errors import ConfigError, DataError, listing, nearest
 from headstart.files import as_path
 from headstart.randomness import preserved
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Workers = int | Literal["auto"]
-
-_FOLDER = "For example ImageData.from_folder('flowers', batch_size=32, image_size=224, workers=2)."
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ Part = Source | OwnLoader
 class ImageData:
     """Pictures with labels, split into train, val and test, and how they become batches.
 
-    Made by `from_folder`, `from_datasets` or `from_loaders`, and never changed afterwards.
+    Made by `from_folder`, `from_datasets` or `from_loaders`, and never changed afterwards. The constructor is not for
+    calling: it checks nothing, and its arguments may change.
 
     Example:
         >>> data = ImageData.from_folder("flowers", image_size=64, batch_size=16)
@@ -88,6 +94,9 @@ class ImageData:
     ) -> Self:
         """Take pictures from a folder with one sub-folder per class.
 
+        What is passed over is printed: files of formats that are not read, and folders beside `train/` that are no
+        part.
+
         Args:
             root: holds `train/` with `val/`, `valid/`, `validation/` or `test/` beside it (each with one folder per
                 class; `test/` serves as val when there is no other), or the folders of the classes themselves.
@@ -103,20 +112,22 @@ class ImageData:
             workers: processes that prepare batches; `"auto"` uses spare cores on Linux. Never changes a number.
 
         Raises:
-            DataError: the folder is missing, has fewer than two classes, an empty class, or a class only in val.
+            DataError: the folder is missing, has fewer than two classes, an empty class, or a class only in val; or
+                its parts could be meant in more than one way.
             ConfigError: an argument is out of range, or an augmentation is unknown.
 
         Example:
             >>> ImageData.from_folder("flowers")
             ImageData: 3 classes (daisy, rose, tulip), 72 train, 27 val pictures
         """
-        numbers = {"seed": seed, "batch_size": batch_size, "image_size": image_size, "workers": workers}
-        _demand(_FOLDER, root=root, **numbers, eval_transform=eval_transform)
-        check_augment(augment)
+        own: dict[str, object] = {"root": root, "val_fraction": val_fraction, "seed": seed}
+        common = settings(batch_size, image_size, augment, eval_transform, workers, **own)
         parts = scan_parts(as_path(root))
         train, val = parts.train, parts.val
+        others = [path for part in parts[:3] if part is not None for path in part.passed_over]
+        tell_passed_over(dict.fromkeys(others), parts.beside)
         if val is None:
-            kept, held_back = stratified(train.labels, val_fraction, seed)
+            kept, held_back = stratified(train.labels, float(val_fraction), int(seed))
             train, val = train.part(kept), train.part(held_back)
         if len(val) == 0:
             raise DataError(
@@ -124,7 +135,7 @@ class ImageData:
                 "at least one class with two pictures or more",
                 "Add pictures, or put some into a folder val/ beside train/.",
             )
-        return cls(train.classes, train, val, parts.test, batch_size, image_size, augment, eval_transform, workers)
+        return cls(train.classes, train, val, parts.test, **common)
 
     @classmethod
     def from_datasets(
@@ -133,7 +144,7 @@ class ImageData:
         val: Any = None,
         *,
         test: Any = None,
-        classes: Sequence[str] | int | None = None,
+        classes: ClassNames | None = None,
         batch_size: int = 32,
         image_size: int | None = None,
         augment: Augment = "default",
@@ -142,14 +153,16 @@ class ImageData:
     ) -> Self:
         """Take pictures from map-style datasets of (picture, label), torchvision's included.
 
-        Pictures may be PIL pictures, uint8 tensors `[channels, height, width]`, or float tensors of the same shape,
+        Pictures may be PIL pictures, which are turned as their EXIF note says, uint8 arrays
+        `[height, width, channels]`, uint8 tensors `[channels, height, width]`, or float tensors of the same shape,
         which are final: the dataset's own transform has finished them. Labels are whole numbers in [0, classes).
 
         Args:
             train: the dataset to train on.
             val: the dataset to validate on, if any.
             test: the dataset for `learner.evaluate("test")`, if any.
-            classes: names in the order of the labels, or how many there are; None asks `train.classes`.
+            classes: names in the order of the labels, a dict from names to labels, or how many there are; None asks
+                `train.classes`.
             batch_size: as in `from_folder`, like everything that follows.
             image_size: height and width of the network's input, in pixels.
             augment: how training pictures are varied.
@@ -157,7 +170,8 @@ class ImageData:
             workers: processes that prepare batches.
 
         Raises:
-            DataError: a dataset is empty or has no length, or datasets know different classes.
+            DataError: a dataset is empty or no map-style dataset, or datasets know different classes. Labels in
+                `dataset.targets` are checked before training, others with their batch.
             ConfigError: an argument is out of range, or nothing tells the classes.
 
         Example:
@@ -166,12 +180,11 @@ class ImageData:
             >>> ImageData.from_datasets(pictures, classes=["a", "b", "c"])
             ImageData: 3 classes (a, b, c), 20 train pictures
         """
-        _demand(_FOLDER, batch_size=batch_size, image_size=image_size, workers=workers, eval_transform=eval_transform)
-        check_augment(augment)
+        common = settings(batch_size, image_size, augment, eval_transform, workers)
         others = {"val": val, "test": test}
         datasets = {"train": train} | {name: dataset for name, dataset in others.items() if dataset is not None}
         sources = {name: DatasetSource(dataset, ()) for name, dataset in datasets.items()}
-        names = _class_names(_common_classes(datasets) if classes is None else classes)
+        names = class_names(common_classes(datasets) if classes is None else classes)
         parts: dict[str, Any] = {name: replace(source, classes=names) for name, source in sources.items()}
         if empty := [name for name, source in sources.items() if len(source) == 0]:
             raise DataError(
@@ -179,15 +192,7 @@ class ImageData:
                 "at least one picture",
                 f"Look at how the dataset is made, or leave {empty[0]}= out.",
             )
-        return cls(
-            names,
-            **parts,
-            batch_size=batch_size,
-            image_size=image_size,
-            augment=augment,
-            eval_transform=eval_transform,
-            workers=workers,
-        )
+        return cls(names, **parts, **common)
 
     @classmethod
     def from_loaders(
@@ -196,19 +201,20 @@ class ImageData:
         val: Iterable[Any] | None = None,
         *,
         test: Iterable[Any] | None = None,
-        classes: Sequence[str] | int,
+        classes: ClassNames,
         preprocessing: Preprocessing | None = None,
     ) -> Self:
         """Take batches from loaders of your own, which are left untouched.
 
         Each batch is `(images, targets)`: images `[batch, channels, height, width]`, float (final) or uint8 (resized
-        and normalised for the weights); targets class ids `[batch]`, or probabilities `[batch, classes]`.
+        and normalised for the weights); targets class ids `[batch]`, or probabilities `[batch, classes]`, whose rows
+        sum to 1.
 
         Args:
             train: yields the batches of an epoch; needs a `len()`.
             val: likewise, if there is a val part.
             test: likewise, for `learner.evaluate("test")`.
-            classes: names in the order of the labels, or how many there are.
+            classes: as in `from_datasets`.
             preprocessing: what `predict` does to pictures; None does what the weights expect.
 
         Raises:
@@ -220,14 +226,14 @@ class ImageData:
             >>> ImageData.from_loaders(batches, classes=["cat", "dog"])
             ImageData: 2 classes (cat, dog), 1 train batch
         """
-        _demand("Leave it out to do what the weights expect.", preprocessing=preprocessing)
+        demand("Leave it out to do what the weights expect.", preprocessing=preprocessing)
         others = {"val": val, "test": test}
         loaders = {"train": train} | {name: loader for name, loader in others.items() if loader is not None}
         for name, loader in loaders.items():
             loader_length(loader, name)
         parts: dict[str, Any] = {name: OwnLoader(loader) for name, loader in loaders.items()}
         stays = preprocessing is not None
-        return cls(_class_names(classes), **parts, preprocessing=preprocessing, _preprocessing_stays=stays)
+        return cls(class_names(classes), **parts, preprocessing=preprocessing, _preprocessing_stays=stays)
 
     def bind(self, preprocessing: Preprocessing) -> Self:
         """Give the same data, prepared for a network; a preprocessing of its own stays."""
@@ -270,6 +276,7 @@ class ImageData:
         if isinstance(what, str | Path):
             part = scan_known_classes(as_path(what), self.classes)
             demand_readable(part.paths)
+            tell_passed_over(part.passed_over)
             return part, str(what), self
         if isinstance(what, ImageData):
             if what.classes != self.classes:
@@ -284,13 +291,19 @@ class ImageData:
         return OwnLoader(what), "given", self
 
     def check(self, *names: str) -> None:
-        """Make sure that every picture of these parts can be read, by its header and end; each part only once.
+        """Look at these parts before the first batch; at each only once.
+
+        Every file must look readable by its header and end, and every label that a dataset tells in advance be a class
+        number.
 
         Raises:
-            DataError: some cannot; all of them are listed.
+            DataError: some files cannot be read, and all of them are listed; or a label is no class number.
         """
         parts = [self.part(name) for name in names if name not in self._checked]
         demand_readable([path for part in parts if isinstance(part, FolderSource) for path in part.paths])
+        for part in parts:
+            if isinstance(part, DatasetSource):
+                part.demand_labels()
         self._checked.update(names)
 
     def train_batches(self, seed: int, *, pin_memory: bool = False) -> Batches:
@@ -331,16 +344,16 @@ class ImageData:
         Returns:
             Images `[count or fewer, channels, height, width]`, uint8 or float, and their labels.
         """
-        _demand("For example learner.show_predictions(12).", pictures=count)
-        chosen = self.part(part)
+        demand("For example learner.show_predictions(12).", pictures=count)
+        count, chosen = int(count), self.part(part)
         self.check(part)
         with preserved():
             if isinstance(chosen, OwnLoader):
                 images, targets = next(iter(self.own_batches(chosen, part).epoch(0, 0)))
                 return images[:count], _labels(targets[:count])
             places = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long().tolist()
-            samples = [chosen.sample(place) for place in places]
-            batch = collate([(self.eval_view(picture), label) for picture, label in samples])
+            views = Views(chosen, self.eval_view)
+            batch = collate([views[place, None] for place in places])
         if isinstance(batch, DataError):
             raise batch
         return batch[0], _labels(batch[1])
@@ -362,7 +375,8 @@ class ImageData:
 
         Args:
             pictures: how many at the most.
-            part: `"train"` shows them shuffled and varied; `"val"` and `"test"` by the book.
+            part: `"train"` shows them shuffled and varied; `"val"` and `"test"` by the book, evenly from the whole
+                part.
 
         Returns:
             A Matplotlib figure; a notebook shows it, `figure.savefig("batch.png")` keeps it.
@@ -370,14 +384,15 @@ class ImageData:
         Example:
             >>> figure = ImageData.from_folder("flowers", image_size=64).show_batch()
         """
-        _demand("For example data.show_batch(12).", pictures=pictures)
-        quiet = replace(self, workers=0, batch_size=pictures)
-        chosen = quiet.part(part)
-        with preserved():
-            batches = quiet.train_batches(seed=0) if part == "train" else quiet.eval_batches(chosen, part)
-            images, targets = next(iter(batches.epoch(1, 0)))
-        names = [self.classes[label] for label in _labels(targets[:pictures])]
-        return contact_sheet(self._preprocessing.visible(images[:pictures]), names)
+        demand("For example data.show_batch(12).", pictures=pictures)
+        if part == "train":
+            quiet = replace(self, workers=0, batch_size=int(pictures))
+            with preserved():
+                images, targets = next(iter(quiet.train_batches(seed=0).epoch(1, 0)))
+            images, labels = images[:pictures], _labels(targets[:pictures])
+        else:
+            images, labels = self.examples(part, pictures)
+        return contact_sheet(self._preprocessing.visible(images), [self.classes[label] for label in labels])
 
     def __repr__(self) -> str:
         shown = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
@@ -391,81 +406,13 @@ class ImageData:
         return f"ImageData: {len(self.classes)} classes ({shown}), {counts or 'no'} {unit}"
 
 
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "root": (lambda root: isinstance(root, str | os.PathLike), "the path of a folder"),
-    "seed": (lambda seed: is_count(seed, 0), "a whole number, 0 or more"),
-    "batch_size": (is_count, "a whole number of pictures, 1 or more"),
-    "image_size": (lambda size: size is None or is_count(size, 8), "a whole number of pixels, 8 or more, or None"),
-    "workers": (lambda count: count == "auto" or is_count(count, 0), "a whole number, 0 or more, or 'auto'"),
-    "eval_transform": (lambda it: it is None or callable(it), "a function of a picture, such as a Compose, or None"),
-    "preprocessing": (lambda it: it is None or isinstance(it, Preprocessing), "a Preprocessing, or None"),
-    "pictures": (is_count, "a whole number of pictures, 1 or more"),
-}
-"""What arguments of these names must be, and the words for it."""
-
-
 def _names_a_part(what: object) -> bool:
     """Say whether this is a part's name, or means to be: no folder is called so."""
     parts = ("train", "val", "test")
     return what in parts or (isinstance(what, str) and bool(nearest(what, parts)) and not Path(what).exists())
 
 
-def _demand(todo: str, **arguments: object) -> None:
-    """Check arguments by their names."""
-    demands = Demands(todo)
-    for name, value in arguments.items():
-        right, needed = _RULES[name]
-        demands.check(name, value, right(value), needed)
-    demands.settle()
-
-
 def _labels(targets: Tensor) -> list[int]:
     """Give class numbers, of probabilities those of the likeliest classes."""
     labels: list[int] = (targets.argmax(1) if targets.is_floating_point() else targets).tolist()
     return labels
-
-
-def _class_names(classes: Any) -> tuple[str, ...]:
-    names = _spelt_out(classes)
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise ConfigError(
-            f"classes={classes!r}",
-            "two or more different names in the order of the labels, or how many there are",
-            "For example classes=['ant', 'bee'] or classes=10.",
-        )
-    return names
-
-
-def _spelt_out(classes: Any) -> tuple[str, ...]:
-    """Give the names in a list, or the numbers up to a count as names; nothing for what is neither."""
-    listed = range(int(classes)) if isinstance(classes, Integral) else classes
-    return tuple(map(str, listed)) if isinstance(listed, Iterable) and not isinstance(listed, str) else ()
-
-
-def _common_classes(datasets: Mapping[str, Any]) -> tuple[str, ...]:
-    """Ask the train dataset for its classes, and the others whether theirs are the same."""
-    known = {name: found for name, dataset in datasets.items() if (found := _own_classes(dataset))}
-    if "train" not in known:
-        raise ConfigError(
-            "datasets without a list of classes",
-            "the names of the classes in the order of the labels, or how many there are",
-            "Pass for example classes=['ant', 'bee'] or classes=10.",
-        )
-    for name, found in known.items():
-        if found != known["train"]:
-            raise DataError(
-                f"a {name} dataset with the classes {listing(found)}",
-                f"those of the train dataset in their order: {listing(known['train'])}",
-                "Number the labels of all datasets by one list of classes; if they are, pass it as classes=.",
-            )
-    return known["train"]
-
-
-def _own_classes(dataset: Any) -> tuple[str, ...]:
-    """Give the classes that a dataset says it has, if any."""
-    while dataset is not None:
-        found = getattr(dataset, "classes", None)
-        if found is not None:
-            return _spelt_out(found)
-        dataset = getattr(dataset, "dataset", None)  # a Subset knows only the dataset it is taken from
-    return ()

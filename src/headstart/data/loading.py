@@ -63,7 +63,7 @@ class SourceBatches:
     ) -> None:
         self._order = _Order(len(source), batch_size, seed)
         self._loader: DataLoader[Any] = DataLoader(
-            _Views(source, view, least_side),
+            Views(source, view, least_side),
             batch_sampler=self._order,
             num_workers=workers,
             collate_fn=collate,
@@ -108,11 +108,14 @@ class LoaderBatches:
     def __len__(self) -> int:
         return loader_length(self._loader, self._name)
 
-    def epoch(self, fit: int, epoch: int) -> Iterator[Pair]:  # noqa: ARG002 - the order is the loader's own
-        """Go through the loader once, telling its sampler the epoch if it wants to know (DistributedSampler)."""
+    def epoch(self, fit: int, epoch: int) -> Iterator[Pair]:
+        """Go through the loader once, telling its sampler the epoch if it wants to know (DistributedSampler).
+
+        A later fit gets other numbers, since its order would be that of the first one again.
+        """
         set_epoch = getattr(getattr(self._loader, "sampler", None), "set_epoch", None)
         if set_epoch is not None:
-            set_epoch(epoch)
+            set_epoch(epoch if fit <= 1 else derive(ORDER, fit, epoch) % 2**31)
         number = -1
         for number, batch in enumerate(self._loader):
             images, targets = check_batch(batch, self._classes, f"batch {number} of the {self._name} loader")
@@ -151,15 +154,16 @@ def check_batch(batch: object, classes: int, where: str) -> Pair:
     """Make sure that what a loader yielded can be trained on.
 
     Raises:
-        DataError: it is no pair of tensors, the shapes do not fit, or a label is out of range.
+        DataError: it is no pair of tensors, the shapes do not fit, a label is out of range, or rows of probabilities
+            do not add up to 1.
     """
 
-    def refuse(arrived: str) -> DataError:
+    def refuse(arrived: str, todo: str = "or give ImageData the right classes=.") -> DataError:
         return DataError(
             f"{where}: {arrived}",
             "(images, targets): images [batch, channels, height, width], float, or uint8 with 1, 3 or 4 channels; "
-            f"targets [batch], whole numbers in [0, {classes}), or probabilities [batch, {classes}]",
-            "Change what the dataset or its collate_fn returns, or give ImageData the right classes=.",
+            f"targets [batch], whole numbers in [0, {classes}), or probabilities [batch, {classes}], each row's sum 1",
+            f"Change what the dataset or its collate_fn returns, {todo}",
         )
 
     if not isinstance(batch, tuple | list) or len(batch) != 2:
@@ -168,20 +172,39 @@ def check_batch(batch: object, classes: int, where: str) -> Pair:
     if not isinstance(images, Tensor) or not isinstance(targets, Tensor):
         raise refuse(f"({type(images).__name__}, {type(targets).__name__})")
     if not _are_images(images):
-        raise refuse(f"images {list(images.shape)} of {images.dtype}")
+        raise refuse(
+            f"images {list(images.shape)} of {images.dtype}",
+            "channels before height and width; images.permute(0, 3, 1, 2) puts last ones there.",
+        )
     if targets.ndim == 0 or targets.shape[0] != images.shape[0] or images.shape[0] == 0:
         raise refuse(f"{images.shape[0]} images and targets {list(targets.shape)}")
+    if reason := _misfit(targets, classes):
+        raise refuse(reason)
+    return images, targets if targets.is_floating_point() else targets.long()
+
+
+def _misfit(targets: Tensor, classes: int) -> str:
+    """Say why targets are neither class numbers nor probabilities, or nothing when they are."""
+    shape = (classes,) if targets.is_floating_point() else ()
+    if targets.shape[1:] != shape or targets.dtype == torch.bool:
+        return f"targets {list(targets.shape)} of {targets.dtype}"
     if targets.is_floating_point():
-        if targets.shape[1:] != (classes,):
-            raise refuse(f"targets {list(targets.shape)} of {targets.dtype}")
-        return images, targets
-    if targets.ndim != 1 or targets.dtype == torch.bool:
-        raise refuse(f"targets {list(targets.shape)} of {targets.dtype}")
+        return _no_probabilities(targets)
     labels = targets.tolist()  # for the few of a batch faster than asking the tensor
     least, most = min(labels), max(labels)
-    if least < 0 or most >= classes:
-        raise refuse(f"label {least if least < 0 else most}")
-    return images, targets.long()
+    return "" if least >= 0 and most < classes else f"label {least if least < 0 else most}"
+
+
+def _no_probabilities(targets: Tensor) -> str:
+    """Say which row of float targets is below 0 somewhere or does not sum to 1, or nothing when none is."""
+    sums = targets.float().sum(1)
+    tolerance = max(1e-3, torch.finfo(targets.dtype).eps)
+    wrong = (targets < 0).any(1) | ~((sums - 1).abs() <= tolerance)
+    if not wrong.any():
+        return ""
+    row = int(wrong.nonzero()[0])
+    least = float(targets[row].min())
+    return f"the target of image {row}, which " + (f"holds {least:.4g}" if least < 0 else f"sums to {sums[row]:.4g}")
 
 
 def _are_images(images: Tensor) -> bool:
@@ -212,19 +235,24 @@ class _Order:
         return math.ceil(self._pictures / self._batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int | None]]]:
-        keys: list[tuple[int, int | None]] = [(index, None) for index in range(self._pictures)]
-        if self._seed is not None:
-            seed, (fit, epoch) = self._seed, self.position
-            order = torch.randperm(self._pictures, generator=generator(derive(ORDER, seed, fit, epoch)))
-            keys = [(index, derive(AUGMENTATION, seed, fit, epoch, index)) for index in order.tolist()]
+        seed, (fit, epoch) = self._seed, self.position
+        order: Sequence[int] = range(self._pictures)
+        if seed is not None:
+            chance = generator(derive(ORDER, seed, fit, epoch))
+            order = torch.randperm(self._pictures, generator=chance).tolist()
         for start in range(0, self._pictures, self._batch_size):
-            yield keys[start : start + self._batch_size]
+            batch = order[start : start + self._batch_size]
+            yield [(n, None if seed is None else derive(AUGMENTATION, seed, fit, epoch, n)) for n in batch]
 
 
-class _Views(Dataset[Any]):
-    """A source seen through a view; a picture that fails comes back as its error, since processes lose exceptions."""
+class Views(Dataset[Any]):
+    """A source seen through a view, picture by picture, each with the seed of what is drawn for it or None.
 
-    def __init__(self, source: Source, view: View, least_side: int | None) -> None:
+    A picture that cannot be had comes back as its DataError, since processes lose exceptions; what the user's own code
+    raises says at which picture it happened.
+    """
+
+    def __init__(self, source: Source, view: View, least_side: int | None = None) -> None:
         self._source = source
         self._view = view
         self._least_side = least_side
@@ -236,8 +264,11 @@ class _Views(Dataset[Any]):
                 seed_sample(seed)
             picture, label = self._source.sample(index, self._least_side)
             return self._view(picture), label
-        except DataError as error:
-            return error
+        except Exception as error:
+            error.add_note(f"while preparing {self._source.path(index) or f'sample {index}'}")
+            if isinstance(error, DataError):
+                return error
+            raise
 
 
 def collate(samples: Sequence[tuple[Tensor, int] | DataError]) -> Pair | DataError:

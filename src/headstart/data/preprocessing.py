@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -134,11 +135,26 @@ class Preprocessing:
         return normalise
 
     def visible(self, images: Tensor) -> Tensor:
-        """Turn a batch back into colours in [0, 1] that can be looked at, whatever stage it is in."""
+        """Turn a batch back into colours that can be looked at, whatever stage it is in.
+
+        Returns:
+            Red, green and blue in [0, 1], `[batch, 3, height, width]`; greys are alike in all three.
+
+        Raises:
+            DataError: the images have neither one channel nor three. Draw three of them yourself.
+        """
+        if images.shape[1] not in (1, 3):
+            raise DataError(
+                f"images {list(images.shape)} to look at",
+                "images [batch, channels, height, width] with one channel or three",
+                "Draw three of their channels yourself, for example with Matplotlib's imshow.",
+            )
         if images.dtype == torch.uint8:
-            return images.float() / 255
-        mean, std = torch.tensor(self.mean).view(-1, 1, 1), torch.tensor(self.std).view(-1, 1, 1)
-        return (images.float().cpu() * std + mean).clamp(0, 1)
+            colours = images.float().cpu() / 255
+        else:
+            mean, std = torch.tensor(self.mean).view(-1, 1, 1), torch.tensor(self.std).view(-1, 1, 1)
+            colours = (images.float().cpu() * std + mean).clamp(0, 1)
+        return colours.expand(-1, 3, -1, -1)
 
 
 def to_picture(picture: Picture) -> Image.Image:
@@ -158,9 +174,33 @@ def to_picture(picture: Picture) -> Image.Image:
     return to_rgb(pixels.to_pil_image(picture))
 
 
-def described(tensor: Tensor) -> str:
-    """Tell type and shape of a tensor, for a message."""
-    return f"a {str(tensor.dtype).removeprefix('torch.')} tensor {list(tensor.shape)}"
+def as_picture(value: object) -> Picture | None:
+    """Give what a dataset or a pipeline made as a picture, a uint8 array as a PIL one; None for what is no picture.
+
+    Example:
+        >>> as_picture(np.zeros((4, 6, 3), np.uint8)).size, as_picture(np.zeros((4, 6, 3)))
+        ((6, 4), None)
+    """
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.size:
+        pixels = value[:, :, 0] if value.ndim == 3 and value.shape[2] == 1 else value
+        if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
+            return Image.fromarray(pixels)
+    if isinstance(value, Tensor):
+        return value if is_shaped(value) and (value.is_floating_point() or value.dtype == torch.uint8) else None
+    return value if isinstance(value, Image.Image) else None
+
+
+def described(value: object) -> str:
+    """Tell the type of a value, and the shape of a tensor or an array, for a message.
+
+    Example:
+        >>> described(torch.zeros(3, 4)), described((1, 2)), described(None)
+        ('a float32 tensor [3, 4]', 'tuple of 2', 'NoneType')
+    """
+    if isinstance(value, Tensor | np.ndarray):
+        kind = "tensor" if isinstance(value, Tensor) else "array"
+        return f"a {str(value.dtype).removeprefix('torch.')} {kind} {list(value.shape)}"
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, tuple | list | dict) else type(value).__name__
 
 
 def is_shaped(picture: Tensor) -> bool:
@@ -169,9 +209,17 @@ def is_shaped(picture: Tensor) -> bool:
 
 
 def are_shaped(pictures: Tensor) -> bool:
-    """Say whether the last three axes of a tensor have the shape of a picture."""
+    """Say whether the last three axes of a tensor have the shape of a picture.
+
+    Floats may have any number of channels, unless these seem to come last: 3 or 4 of them behind a height and a width,
+    or one behind a square.
+    """
     channels, height, width = pictures.shape[-3:]
-    return channels * height * width > 0 and (pictures.dtype != torch.uint8 or channels in (1, 3, 4))
+    if channels * height * width == 0:
+        return False
+    if pictures.dtype == torch.uint8:
+        return channels in (1, 3, 4)
+    return min(channels, height) <= 4 or not (width in (3, 4) or (width == 1 and channels == height))
 
 
 def to_pixels(picture: Image.Image) -> Tensor:

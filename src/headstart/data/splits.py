@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 
-from headstart.errors import ConfigError, is_number
 from headstart.randomness import SPLIT, derive, generator
 
 
@@ -22,20 +21,11 @@ def stratified(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[
     Returns:
         The places in `labels` of the train and of the val pictures, both ascending.
 
-    Raises:
-        ConfigError: `fraction` is not between 0 and 1; 0.2 is usual.
-
     Example:
         >>> train, val = stratified([0, 0, 0, 0, 1, 1, 1, 1], fraction=0.25, seed=0)
         >>> len(train), len(val), sorted(train + val)
         (6, 2, [0, 1, 2, 3, 4, 5, 6, 7])
     """
-    if not (is_number(fraction) and 0 < fraction < 1):
-        raise ConfigError(
-            f"val_fraction={fraction!r}",
-            "the share of the pictures to validate on, a number between 0 and 1",
-            "Pass for example val_fraction=0.2.",
-        )
     places: dict[int, list[int]] = {}
     for place, label in enumerate(labels):
         places.setdefault(label, []).append(place)

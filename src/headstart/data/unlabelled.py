@@ -1,6 +1,6 @@
 """Pictures that come without labels: what `predict` is given."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from headstart.data.decode import demand_readable, open_picture, to_rgb, upright
+from headstart.data.folders import find_pictures, tell_passed_over
 from headstart.data.preprocessing import Picture, described, is_shaped
-from headstart.data.sources import find_pictures
 from headstart.errors import DataError
 from headstart.files import as_path
 
@@ -30,10 +30,13 @@ class PictureList:
     def of(cls, images: Any) -> Self:
         """Spell out what may be given: one picture, a folder, a batch, or a list of them.
 
+        Files in a folder that are no pictures are passed over, and a line says so.
+
         Raises:
             DataError: it is none of these, there is no picture, or some cannot be read (all of them are listed).
         """
-        pictures = tuple(_spelt_out(images))
+        others: list[Path] = []
+        pictures = tuple(_spelt_out(images, others))
         if not pictures:
             raise DataError(
                 f"no picture in {str(images)!r}" if isinstance(images, str | Path) else "no picture",
@@ -41,6 +44,7 @@ class PictureList:
                 "Pass the path of a picture or of a folder with pictures in it.",
             )
         demand_readable([picture for picture in pictures if isinstance(picture, Path)])
+        tell_passed_over(dict.fromkeys(others))
         return cls(pictures)
 
     @property
@@ -69,16 +73,23 @@ class PictureList:
         return picture if isinstance(picture, Path) else None
 
 
-def _spelt_out(images: Any) -> Sequence[Path | Picture]:
+def _spelt_out(images: Any, others: list[Path]) -> Sequence[Path | Picture]:
+    """Give single pictures; files in folders that are none go to `others`."""
     if isinstance(images, str | Path):
         path = as_path(images)
-        return find_pictures(path)[0] if path.is_dir() else [path]
+        if not path.is_dir():
+            return [path]
+        found, rest = find_pictures(path)
+        others += rest
+        return found
     if isinstance(images, Image.Image):
         return [images]
     if isinstance(images, Tensor):
         return _from_tensor(images)
     if isinstance(images, Sequence) and not isinstance(images, bytes):
-        return [picture for image in images for picture in _spelt_out(image)]
+        return [picture for image in images for picture in _spelt_out(image, others)]
+    if isinstance(images, Iterator):
+        raise _refuse(type(images).__name__, "Pass a list, for example list(Path('new').rglob('*.jpg')).")
     raise _refuse(type(images).__name__)
 
 
@@ -89,10 +100,13 @@ def _from_tensor(images: Tensor) -> Sequence[Tensor]:
     return pictures
 
 
-def _refuse(arrived: str) -> DataError:
+def _refuse(
+    arrived: str,
+    todo: str = "For an array, pass torch.from_numpy(array).permute(2, 0, 1) or PIL.Image.fromarray(array).",
+) -> DataError:
     return DataError(
         f"{arrived} to predict",
         "a path, a folder, a PIL picture, a tensor [channels, height, width] or [batch, channels, height, width], "
         "float, or uint8 with 1, 3 or 4 channels; or a list of these",
-        "For an array, pass torch.from_numpy(array).permute(2, 0, 1) or PIL.Image.fromarray(array).",
+        todo,
     )

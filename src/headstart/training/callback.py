@@ -279,11 +279,13 @@ def check_callbacks(callbacks: Sequence[Callback], run: Run) -> None:
     """
     for callback in callbacks:
         if not isinstance(callback, Callback):
-            is_class = isinstance(callback, type)
+            todo = "Derive its class from headstart.Callback."
+            if isinstance(callback, type):
+                todo = "Call the class: callbacks=[ThatClass()]."
+            elif callable(callback):
+                todo = "A schedule goes into a callback: LRSchedule(cosine())."
             raise ConfigError(
-                f"{callback!r} among the callbacks",
-                "objects of classes derived from headstart.Callback",
-                "Call the class: callbacks=[ThatClass()]." if is_class else "Derive its class from headstart.Callback.",
+                f"{callback!r} among the callbacks", "objects of classes derived from headstart.Callback", todo
             )
         _demand_order(type(callback).__name__, callback.order)
     if run.fit > 0:

@@ -151,7 +151,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(
             f"{path}: {error or type(error).__name__}",
             "a whole .safetensors file that learner.save(path) wrote",
-            "Check the path; if the file was cut short or damaged, take another copy.",
+            "Check the path, or take another copy of a file that was cut short. Weights that torch.save wrote go into "
+            "Learner(name, data, pretrained=path).",
         ) from error
 
 

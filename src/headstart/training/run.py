@@ -87,13 +87,13 @@ class LearnerLike(Protocol):
         ...
 
     def evaluate(
-        self, data: str | Path | ImageData | Iterable[Any] | None = None, *, callbacks: Sequence[Any] = ()
+        self, data: str | Path | ImageData | Iterable[Any] | None = None, *, callbacks: Sequence[Any] | Any = ()
     ) -> dict[str, float]:
         """Give loss and metrics on a part of some data."""
         ...
 
     def predict(
-        self, images: str | Path | Image.Image | Tensor | Sequence[Any], *, callbacks: Sequence[Any] = ()
+        self, images: str | Path | Image.Image | Tensor | Sequence[Any], *, callbacks: Sequence[Any] | Any = ()
     ) -> Any:
         """Say what pictures show."""
         ...
