@@ -124,9 +124,9 @@ def demand_readable(paths: Sequence[Path]) -> None:
     if found := unreadable(paths):
         named = listing((f"{str(path)!r} ({reason})" for path, reason in found), most=20)
         bad = [path for path, _ in found if path.exists()]
-        copies = "Replace these files by good copies, or delete them."
+        copies = "Replace these files by good copies; or delete them, and make the ImageData anew."
         if bad and len(bad) < len(found):
-            copies = "Check the paths of the missing files; replace the others by good copies, or delete them."
+            copies = "Check the paths of the missing files; replace the others by good copies."
         raise DataError(
             f"{len(found)} of {len(paths)} pictures cannot be read: {named}",
             "whole picture files, of a format that Pillow knows and of a sane size",

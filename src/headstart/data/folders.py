@@ -148,6 +148,8 @@ def scan_parts(root: Path) -> Parts:
     tested = None if test is None or flat else scan_known_classes(test, train.classes)
     beside = [folder.name for folder in folders if folder not in found.values()]
     beside += [f"{test.name} (no class folders in it)"] if test is not None and flat else []
+    if val is None and tested is not None:
+        print("val is the test part, since there is no val folder: do not choose by one and report the other")  # noqa: T201
     known = tested if val is None else scan_known_classes(val, train.classes)
     return Parts(train, known, tested, tuple(sorted(beside)))
 

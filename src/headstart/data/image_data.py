@@ -99,7 +99,8 @@ class ImageData:
 
         Args:
             root: holds `train/` with `val/`, `valid/`, `validation/` or `test/` beside it (each with one folder per
-                class; `test/` serves as val when there is no other), or the folders of the classes themselves.
+                class; `test/` serves as val when there is no other, which is printed), or the folders of the classes
+                themselves.
             val_fraction: share of each class that is kept for val, in (0, 1), when there is no folder for it.
             seed: decides only which pictures the split takes.
             batch_size: pictures in a batch, 1 or more.
@@ -249,12 +250,17 @@ class ImageData:
         found = parts.get(name)
         if found is None:
             there = [key for key, part in parts.items() if part is not None]
+            if not there:
+                raise ConfigError(
+                    f"the part {name!r} of data without pictures, which a loaded Learner has",
+                    "data with pictures in it, such as ImageData.from_folder makes",
+                    "Bring it along: Learner.load(file, data); or name a folder: learner.evaluate('folder').",
+                )
+            add = f"Add the part to the data (a folder {name}/, or {name}=...), or name another."
             raise ConfigError(
-                f"the part {name!r} of data that has {' and '.join(there) or 'no part at all'}",
-                f"one of {', '.join(there)}"
-                if there
-                else "data with pictures in it, such as ImageData.from_folder makes",
-                f"{nearest(name, there)}Add the part to the data (a folder {name}/, or {name}=...), or name another.",
+                f"the part {name!r} of data that has {' and '.join(there)}",
+                f"one of {', '.join(there)}",
+                f"{nearest(name, there)}{add if name in parts else ''}".strip(),
             )
         return found
 
