@@ -11,7 +11,8 @@ from handmade import At, made_learner, pairs, same, weights
 
 import headstart
 from headstart import Callback, ConfigError, Order
-from headstart.training.callback import HOOKS, Monitor
+from headstart.training.callback import HOOKS
+from headstart.training.monitor import Monitor
 
 CLASSES = [
     value

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from headstart.errors import CheckpointError, ConfigError, Demands, is_count
 from headstart.files import as_path, demand_writable
-from headstart.training.callback import Callback, Monitor, Order
+from headstart.training.callback import Callback, Order
 from headstart.training.metrics import Logs
+from headstart.training.monitor import Monitor
 from headstart.training.run import Run
 
 BEST, LAST = "best.safetensors", "last.safetensors"

@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from headstart.errors import ConfigError, Demands, is_count, is_number
-from headstart.training.callback import Callback, Monitor, Order
+from headstart.training.callback import Callback, Order
 from headstart.training.metrics import Logs
+from headstart.training.monitor import Monitor
 from headstart.training.run import Run
 from headstart.training.schedules import Progress, Schedule, constant, cosine, linear, one_cycle, step_decay
 

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from headstart.errors import Demands, is_count, is_number
 from headstart.model.weights import load_state
-from headstart.training.callback import Callback, Monitor, Order
+from headstart.training.callback import Callback, Order
 from headstart.training.metrics import Logs
+from headstart.training.monitor import Monitor
 from headstart.training.run import Run
 
 
