@@ -13,6 +13,7 @@ are downloaded.
 
 import argparse
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
 
-from headstart import History, ImageData, Learner, LRSchedule, step_decay
+from headstart import HeadstartError, History, ImageData, Learner, LRSchedule, step_decay
 
 WAYS = ("random", "finetuned", "fixed")
 
@@ -108,4 +109,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except HeadstartError as error:
+        sys.exit(str(error))

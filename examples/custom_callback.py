@@ -1,11 +1,12 @@
-"""Watch the weakest class: a callback of one's own that adds a log key, and two built-in ones that follow it.
+"""Watch the weakest class: a callback of one's own that adds a log key, and three built-in ones that follow it.
 
     python examples/custom_callback.py
 
 The accuracy over all pictures can look fine while one class is hardly ever right. `WeakestClass` counts the right
 answers of each class during validation and adds the accuracy of the weakest one to the logs. From there it is a key
-like any other: it is printed, kept in the history and plotted, EarlyStopping waits for it, and ModelCheckpoint keeps
-the network that is best for the weakest class. The pictures are drawn here, so no connection is needed.
+like any other: it is printed, kept in the history and plotted, the rate falls when it rises no more, EarlyStopping
+waits for it, and ModelCheckpoint keeps the network that is best for the weakest class. The pictures are drawn here, so
+no connection is needed.
 """
 
 from collections.abc import Mapping, MutableMapping
@@ -16,7 +17,7 @@ import torch
 from generated_pictures import make_pictures
 from torch import Tensor
 
-from headstart import Callback, EarlyStopping, ImageData, Learner, LRSchedule, ModelCheckpoint, one_cycle
+from headstart import Callback, EarlyStopping, ImageData, Learner, ModelCheckpoint, ReduceLROnPlateau
 
 OUT = Path("runs/custom_callback")
 
@@ -64,10 +65,10 @@ def main() -> None:
     checkpoint = ModelCheckpoint(OUT / "checkpoints", monitor="val_weakest", overwrite=True)
     learner.fit(
         8,
-        lr=2e-3,
+        lr=1e-3,
         callbacks=[
             weakest,
-            LRSchedule(one_cycle()),
+            ReduceLROnPlateau(monitor="val_weakest", factor=0.3, patience=1),
             EarlyStopping(monitor="val_weakest", patience=4),
             checkpoint,
         ],

@@ -11,11 +11,17 @@ gets a folder of its own, in which these pictures lie:
 
 Networks start from random weights, where a page asks for a download too. A block that cannot run here has a comment on
 the line above it, `<!-- not run: the reason -->`.
+
+A ```text block that follows a block of Python shows what that prints; `...` stands for anything. Where it depends on
+chance, time, a download or the reader's pictures, the line above the text says so: `<!-- varies: with what -->`.
 """
 
 import ast
+import contextlib
 import doctest
 import importlib
+import io
+import itertools
 import re
 import shutil
 import sys
@@ -46,6 +52,7 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 NOT_RUN = re.compile(r"<!-- not run: (?P<reason>.*\S) -->")
+VARIES = re.compile(r"<!-- varies: .*\S -->")
 
 
 # --- what is on a page ------------------------------------------------------------------------------------------------
@@ -53,12 +60,13 @@ NOT_RUN = re.compile(r"<!-- not run: (?P<reason>.*\S) -->")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of Python, where it begins, and why it is not run, if it is not."""
+    """A fenced block of Python, where it begins, why it is not run, if it is not, and what the page says it prints."""
 
     page: Path
     line: int
     code: str
     reason: str | None = None
+    shown: str | None = None
 
     def __str__(self) -> str:
         return f"{name_of(self.page)}:{self.line}"
@@ -73,19 +81,33 @@ def blocks_on(page: Path) -> list[Block]:
     """Find the Python blocks of a page; `line` is that of their first line of code."""
     text = page.read_text("utf-8")
     found = []
-    for fence in FENCE.finditer(text):
+    fences = list(FENCE.finditer(text))
+    for fence, following in itertools.zip_longest(fences, fences[1:]):
         language, *words = fence["words"].split() or [""]
         if not language.lower().strip("{.").startswith("py"):
             continue
         line = text.count("\n", 0, fence.start("code")) + 1
-        above = NOT_RUN.fullmatch(text[: fence.start()].rstrip().rpartition("\n")[2].strip())
-        block = Block(page, line, textwrap.dedent(fence["code"]), above and above["reason"])
+        above = NOT_RUN.fullmatch(line_above(fence, text))
+        shown = output_shown(following, text)
+        block = Block(page, line, textwrap.dedent(fence["code"]), above and above["reason"], shown)
         if language != "python":
             pytest.fail(f"{block}: write ```python instead of ```{language}, so that the block is run", pytrace=False)
         if "no-run" in words and not above:
             pytest.fail(f"{block}: say why on the line above: <!-- not run: the reason -->", pytrace=False)
         found.append(block)
     return found
+
+
+def output_shown(fence: re.Match[str] | None, text: str) -> str | None:
+    """Give what a fence after a block of Python says that it prints, unless it is of another kind or varies."""
+    if fence is None or fence["words"].split() != ["text"] or VARIES.fullmatch(line_above(fence, text)):
+        return None
+    return textwrap.dedent(fence["code"])
+
+
+def line_above(fence: re.Match[str], text: str) -> str:
+    """Give the last line before a fence that is not empty."""
+    return text[: fence.start()].rstrip().rpartition("\n")[2].strip()
 
 
 # --- running it -------------------------------------------------------------------------------------------------------
@@ -98,15 +120,26 @@ def run_page(page: Path) -> None:
         if block.reason:
             continue
         code = "\n" * (block.line - 1) + block.code  # so that tracebacks show the lines of the page
+        printed = io.StringIO()
         try:
-            exec(compile(code, str(page), "exec"), namespace)  # noqa: S102 - the point of it
+            with contextlib.redirect_stdout(printed):
+                exec(compile(code, str(page), "exec"), namespace)  # noqa: S102 - the point of it
         except Exception as error:
             lines = [step.lineno for step in traceback.extract_tb(error.__traceback__) if step.filename == str(page)]
             line = error.lineno if isinstance(error, SyntaxError) else [block.line, *lines][-1]
             complaint = f"{name_of(page)}:{line} raised\n\n{''.join(traceback.format_exception(error))}"
         else:
-            continue
+            print(printed.getvalue(), end="")
+            if block.shown is None or is_as_shown(block.shown, printed.getvalue()):
+                continue
+            complaint = f"{block} prints\n\n{printed.getvalue()}\nand the page shows\n\n{block.shown}"
         pytest.fail(complaint, pytrace=False)
+
+
+def is_as_shown(shown: str, printed: str) -> bool:
+    """Compare as doctest does with ELLIPSIS; blanks at the ends of lines do not count."""
+    wanted, got = ("".join(f"{line.rstrip()}\n" for line in text.rstrip().splitlines()) for text in (shown, printed))
+    return doctest.OutputChecker().check_output(wanted, got, doctest.ELLIPSIS)
 
 
 def run_docstrings(path: Path, namespace: dict[str, Any]) -> None:
@@ -225,6 +258,23 @@ def test_a_failing_block_names_page_and_line(text: str, told: str, tmp_path: Pat
     page = tmp_path / "page.md"
     page.write_text(text)
     with pytest.raises(pytest.fail.Exception, match=told):
+        run_page(page)
+
+
+@pytest.mark.parametrize("shown", ["1  \n2\n", "1\n2", "...\n2\n", "1\n...\n", "<!-- varies: with the moon -->\n7\n"])
+def test_a_text_block_shows_what_the_block_before_it_prints(shown: str, tmp_path: Path) -> None:
+    """Blanks at the ends do not count, dots stand for anything, what varies is not compared."""
+    comment, text = shown.split("\n", 1) if shown.startswith("<!--") else ("", shown)
+    page = tmp_path / "page.md"
+    page.write_text(f"```python\nprint('1\\n2 ')\n```\n\nprints\n\n{comment}\n```text\n{text.rstrip()}\n```\n")
+    run_page(page)
+
+
+def test_a_text_block_that_shows_something_else_fails_and_names_the_block(tmp_path: Path) -> None:
+    """What is on the page is what the reader gets; a text that follows no Python shows something else than output."""
+    page = tmp_path / "page.md"
+    page.write_text("```text\na folder\n```\n\n  ```python\n  print(1)\n  ```\n\n  ```text\n  2\n  ```\n")
+    with pytest.raises(pytest.fail.Exception, match=r"page\.md:6 prints\s+1\s+and the page shows\s+2"):
         run_page(page)
 
 

@@ -1,7 +1,6 @@
 """Callbacks: what a class may have, in which order they come, what they see, what is refused, and how they compare."""
 
 import inspect
-import math
 from pathlib import Path
 
 import pytest
@@ -21,9 +20,6 @@ from headstart import (
     cosine,
 )
 from headstart.training.callback import HOOKS, Hooks, check_callbacks
-
-nan = math.nan
-
 
 # The class.
 
