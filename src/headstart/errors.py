@@ -106,10 +106,15 @@ def nearest(name: str, known: Iterable[str], most: int = 3) -> str:
     Example:
         >>> nearest("resnet81", ["resnet18", "vgg16"])
         "Did you mean 'resnet18'? "
+        >>> nearest("f1_score", ["accuracy", "f1"]), nearest("acc", ["accuracy", "f1"])
+        ("Did you mean 'f1'? ", "Did you mean 'accuracy'? ")
         >>> nearest("zebra", ["resnet18", "vgg16"])
         ''
     """
-    found = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=most)
+    words = list(dict.fromkeys(known))
+    found = difflib.get_close_matches(name, words, n=most)
+    if not found and len(name) > 1:  # else one that is longer or shorter
+        found = [word for word in words if len(word) > 1 and (word.startswith(name) or name.startswith(word))][:most]
     return f"Did you mean {' or '.join(map(repr, found))}? " if found else ""
 
 
