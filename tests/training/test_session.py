@@ -8,11 +8,13 @@ import torch
 from handmade import At, Noting, made_learner, pairs, plain_network, refusal, same, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms import v2
 
 from headstart import ConfigError, DataError, EarlyStopping, ImageData, Learner, ModelCheckpoint, ReduceLROnPlateau
 from headstart.training.callback import HOOKS
 from headstart.training.session import FitPlan
 
+TO_FLOAT = (v2.ToImage(), v2.ToDtype(torch.float32, scale=True))
 TRAIN_HOOKS = [hook for hook in HOOKS if "predict" not in hook and "test" not in hook]
 
 
@@ -313,3 +315,25 @@ def test_a_network_that_fails_tells_what_it_was_given():
         learner.fit(1, 0.1, verbose=False)
     assert "[4, 3, 6, 6]" in caught.value.__notes__[0]
     assert "image_size=" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ([v2.RandomCrop(16), v2.RandomHorizontalFlip()], []),
+        ([v2.Resize((16, 16)), *TO_FLOAT, v2.Normalize([0.5] * 3, [0.5] * 3)], []),
+        ([v2.Resize((16, 16)), *TO_FLOAT], ["your pipeline trains on values in [0, 1], evaluation normalises: end it"]),
+        (
+            [v2.Resize((24, 20)), *TO_FLOAT, v2.Normalize([0.5] * 3, [0.5] * 3)],
+            ["your pipeline trains on 24 x 20 pixels, evaluation sees 16 x 16: image_size= sets these"],
+        ),
+    ],
+)
+def test_a_pipeline_that_makes_other_pictures_than_evaluation_is_told_once(shapes_folder, capsys, steps, told):
+    data = ImageData.from_folder(shapes_folder, image_size=16, batch_size=36, workers=0, augment=v2.Compose(steps))
+    learner = Learner("test_resnet", data, pretrained=False, device="cpu")
+    capsys.readouterr()
+    learner.fit(2, 1e-3, verbose=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(told)
+    assert all(line.startswith(words) for line, words in zip(lines, told, strict=True))

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from headstart.data.image_data import ImageData, OwnLoader, Part
 from headstart.data.loading import Pair
+from headstart.data.preprocessing import Preprocessing
 from headstart.errors import ConfigError, listing
 from headstart.model.backbone import Backbone
 from headstart.randomness import STEP, derive, preserved, seed_step
@@ -107,6 +108,8 @@ class Session:
         own: list[Callback] = [_Recorder()]
         if plan.clip_norm is not None:
             own.append(_ClipNorm(plan.clip_norm))
+        if callable(self.data.augment) and self.data.eval_transform is None:
+            own.append(_Comparison(self.backbone.preprocessing))
         loop = self._loop(run, [*own, *callbacks], learner)
         self.optimizer, self.run = run.optimizer, run
         self.histories.append(run.history)
@@ -241,6 +244,33 @@ class _Recorder(Callback):
         skipped = run.status == "stopped" and run.unfinished_hook == "on_epoch_end"
         if skipped and run.epoch not in run.history.epoch:
             run.history.add(run.epoch, logs)
+
+
+class _Comparison(Callback):
+    """Tell when a pipeline of the user's makes other pictures than evaluation, by the first batch of a fit."""
+
+    order: ClassVar[Order] = Order.DATA
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+        self.is_over = False
+
+    def on_batch_ready(self) -> None:
+        if self.is_over:
+            return
+        self.is_over = True
+        images, seen = self.run.batch.images, self.preprocessing
+        if images.shape[2:] != seen.image_size:
+            sizes = [" x ".join(map(str, size)) for size in (images.shape[2:], seen.image_size)]
+            self._tell(f"{sizes[0]} pixels, evaluation sees {sizes[1]}", "image_size= sets these")
+        if images.min() >= 0 and images.max() <= 1 and any(seen.mean):
+            mean, std = ([round(value, 3) for value in values] for values in (seen.mean, seen.std))
+            cure = f"end it before ToTensor(), or with Normalize({mean}, {std})"
+            self._tell("values in [0, 1], evaluation normalises", cure)
+
+    @staticmethod
+    def _tell(difference: str, cure: str) -> None:
+        print(f"your pipeline trains on {difference}: {cure}")  # noqa: T201 - else accuracy would suffer in silence
 
 
 class _ClipNorm(Callback):
