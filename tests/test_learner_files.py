@@ -308,6 +308,10 @@ def test_a_tilde_is_the_home_folder_at_every_door(tmp_path: Path, monkeypatch: p
     with pytest.raises(CheckpointError, match="user's own making"):
         Learner.load("~/kept.safetensors")
     learner.predict(torch.zeros(3, 6, 6)).to_csv("~/answers.csv")
+    (home / "val").mkdir()
+    with pytest.raises(DataError):  # an empty folder, and no misspelt part
+        learner.evaluate("~/val")
+    (home / "val").rmdir()
     names = {"log.csv", "runs", "history.csv", "kept.safetensors", "answers.csv"}
     assert {path.name for path in home.iterdir()} == names
     assert not list(away.iterdir())

@@ -84,8 +84,12 @@ def main() -> None:
     print(f"{arguments.steps} steps a round, torch {torch.__version__}, one thread")
     print("round  by hand us/step  headstart us/step  ratio  loss by hand  loss headstart")
     for number in range(1, arguments.rounds + 1):
-        hand_seconds, hand_loss, _ = by_hand(batches)
-        own_seconds, own_loss, _ = with_headstart(batches)
+        if number % 2:  # who begins takes turns too, so that a machine that slows down favours neither
+            hand_seconds, hand_loss, _ = by_hand(batches)
+            own_seconds, own_loss, _ = with_headstart(batches)
+        else:
+            own_seconds, own_loss, _ = with_headstart(batches)
+            hand_seconds, hand_loss, _ = by_hand(batches)
         ratios.append(own_seconds / hand_seconds)
         microseconds = 1e6 / arguments.steps
         print(

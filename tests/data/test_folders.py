@@ -355,3 +355,13 @@ def test_real_pictures_are_listed_as_torchvision_lists_them(assets: Path) -> Non
     source, known = scan_classes(root), ImageFolder(str(root))
     assert list(zip(map(str, source.paths), source.labels, strict=True)) == known.samples
     assert list(source.classes) == known.classes
+
+
+@pytest.mark.parametrize("names", [("valid", "invalid"), ("control", "test")])
+def test_classes_with_a_parts_name_beside_others_are_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
+    parts = scan_parts(tmp_path)
+    assert parts.train.classes == tuple(sorted(names))
+    assert parts.val is parts.test is None

@@ -214,3 +214,36 @@ def test_a_network_that_is_all_head_has_one_row() -> None:
     assert [layer.name for layer in backbone.layers] == ["1"]
     backbone.train_from(0)
     assert trainable(backbone) == {"1.weight", "1.bias"}
+
+
+def test_weights_that_were_changed_by_hand_between_two_evaluations_are_seen() -> None:
+    opened = open_network("levit_128s", 2, pretrained=False)
+    network, backbone = opened.network.eval(), Backbone(opened)
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    for name, value in state.items():
+        if "biases" in name:
+            value.normal_()
+
+    def ask() -> torch.Tensor:
+        with backbone.evaluating(), torch.no_grad():
+            answer: torch.Tensor = network(images)
+            return answer
+
+    before = ask()
+    network.load_state_dict(state)
+    after = ask()
+    assert not torch.equal(after, before)
+    for module in network.modules():
+        module.training = True
+    assert torch.equal(ask(), after)
+
+
+def test_an_attention_with_a_dropout_of_its_own_kind_is_cut_into_stages() -> None:
+    class Attention(nn.MultiheadAttention):
+        def __init__(self) -> None:
+            super().__init__(8, 2)
+            self.dropout = nn.Dropout(0.1)  # type: ignore[assignment]
+
+    network = nn.Sequential(nn.Linear(8, 8), Attention(), nn.Linear(8, 3))
+    assert network[1].dropout in Backbone(open_network(network, 3)).stages[-1].quiet

@@ -442,6 +442,14 @@ def test_the_loop_stays_one_screen_of_straight_code():
 # What a network and a loss may give.
 
 
+def test_a_loss_of_one_number_in_brackets_is_taken():
+    bracketed = made_learner(loss=lambda logits, targets: functional.cross_entropy(logits, targets)[None])
+    plain = made_learner()
+    for learner in (bracketed, plain):
+        learner.fit(1, 0.1, verbose=False)
+    assert same(weights(bracketed), weights(plain))
+
+
 class Giving(torch.nn.Module):
     """A network whose answer is made into something else."""
 

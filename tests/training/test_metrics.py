@@ -8,6 +8,7 @@ import torch
 from handmade import CPU, refusal
 from torch import Tensor
 from torch.nn import functional
+from torchmetrics import Metric
 from torchmetrics.classification import (
     BinaryAccuracy,
     MulticlassAccuracy,
@@ -146,6 +147,29 @@ def test_a_metric_that_gives_no_single_number_for_these_classes_is_refused(metri
     assert f"the metric {type(metric).__name__}, which {told}" in error.arrived
     assert "num_classes=3" in error.todo
     assert metric.update_count == 0
+
+
+class Share(Metric):
+    """A metric of one's own that gives a plain number, and none for few pictures."""
+
+    higher_is_better = True
+
+    def __init__(self, least=0):
+        super().__init__()
+        self.least, self.seen = least, 0
+
+    def update(self, logits, targets):
+        self.seen += len(targets)
+
+    def compute(self):
+        if self.seen < self.least:
+            raise ValueError("too few")
+        return 0.5
+
+
+@pytest.mark.parametrize("least", [0, 3])
+def test_a_metric_of_ones_own_may_give_a_plain_number_and_need_more_pictures_than_two(least):
+    assert list(make_metrics([Share(least)], 3)) == ["share"]
 
 
 @pytest.mark.parametrize("twice", [["f1", "f1"], [MulticlassAccuracy(3), MulticlassAccuracy(3, top_k=2)]])

@@ -337,3 +337,14 @@ def test_a_pipeline_that_makes_other_pictures_than_evaluation_is_told_once(shape
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(told)
     assert all(line.startswith(words) for line, words in zip(lines, told, strict=True))
+
+
+def test_float_pictures_of_a_dataset_are_compared_with_nothing(capsys):
+    pictures = TensorDataset(torch.rand(8, 3, 16, 16), torch.randint(2, (8,)))
+    data = ImageData.from_datasets(
+        pictures, classes=2, image_size=32, batch_size=4, workers=0, augment=v2.RandomHorizontalFlip()
+    )
+    learner = Learner("test_resnet", data, pretrained=False, device="cpu")
+    capsys.readouterr()
+    learner.fit(1, 1e-3, verbose=False)
+    assert capsys.readouterr().out == ""

@@ -65,8 +65,8 @@ def _own_classes(dataset: Any) -> tuple[str, ...]:
     """Give the classes that a dataset says it has, if any."""
     while dataset is not None:
         for name in ("classes", "class_to_idx"):
-            if (found := getattr(dataset, name, None)) is not None:
-                return _spelt_out(found)
+            if names := _spelt_out(getattr(dataset, name, None)):
+                return names
         dataset = getattr(dataset, "dataset", None)  # a Subset knows only the dataset it is taken from
     return ()
 

@@ -168,15 +168,17 @@ def _found_parts(root: Path, folders: Sequence[Path]) -> dict[str, Path]:
             )
         if named:
             found[part] = named[0]
-    alike = [folder.name for folder in folders if folder.name.lower() in _PART_NAMES]
-    if "train" not in found and (found or len(alike) > 1):
+    alike = [folder for folder in folders if folder.name.lower() in _PART_NAMES]
+    if "train" in found or not (found or len(alike) > 1):
+        return found
+    if len(alike) == len(folders) or any(_contents(folder)[0] for folder in alike):
         raise DataError(
-            f"{str(root)!r} with {listing(map(repr, alike))} and no 'train'",
+            f"{str(root)!r} with {listing(repr(folder.name) for folder in alike)} and no 'train'",
             "a folder train/ with one sub-folder of pictures per class; val/ and test/ may stand beside it",
             "Name the folder of the training pictures 'train'. If these are classes, put the folders of all classes "
             "into a folder train/.",
         )
-    return found
+    return {}  # classes of such a name beside others, such as 'valid' and 'invalid'
 
 
 def scan_classes(root: Path, taken_as: str = "") -> FolderSource:

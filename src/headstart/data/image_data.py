@@ -415,7 +415,9 @@ class ImageData:
 def _names_a_part(what: object) -> bool:
     """Say whether this is a part's name, or means to be: no folder is called so."""
     parts = ("train", "val", "test")
-    return what in parts or (isinstance(what, str) and bool(nearest(what, parts)) and not Path(what).exists())
+    if not isinstance(what, str) or what in parts:
+        return isinstance(what, str)
+    return bool(nearest(what, parts)) and Path(what).name == what and not as_path(what).exists()
 
 
 def _labels(targets: Tensor) -> list[int]:

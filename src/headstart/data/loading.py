@@ -179,7 +179,7 @@ def check_batch(batch: object, classes: int, where: str) -> Pair:
     if targets.ndim == 0 or targets.shape[0] != images.shape[0] or images.shape[0] == 0:
         raise refuse(f"{images.shape[0]} images and targets {list(targets.shape)}")
     if reason := _misfit(targets, classes):
-        raise refuse(reason)
+        raise refuse(reason, "or give ImageData the right classes=. Several classes in one picture are not supported.")
     return images, targets if targets.is_floating_point() else targets.long()
 
 

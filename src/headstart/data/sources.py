@@ -5,6 +5,7 @@ is the business of `folders`.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -207,7 +208,9 @@ def _targets(dataset: Any) -> Sequence[Any] | None:
     if isinstance(dataset, ConcatDataset):
         parts = [_targets(part) for part in dataset.datasets]
         return None if None in parts else [label for part in parts for label in part or ()]
-    targets = getattr(dataset, "targets", None)
+    targets = None
+    with suppress(Exception):  # it may be a property of the user's; a sample has the last word anyway
+        targets = dataset.targets
     if isinstance(targets, Tensor | np.ndarray):
         targets = targets.tolist()
     return targets if isinstance(targets, list | tuple) and len(targets) == len(dataset) else None

@@ -1,5 +1,6 @@
 """A network with its head and its stages, and what of it is frozen."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from headstart.errors import ConfigError, listing
 from headstart.model.opened import Opened
 from headstart.model.stages import Stage, find_stages, locate
 from headstart.model.weights import forget_cached
+
+_LOOKING = threading.Lock()  # so that of several threads only one lets a network forget
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Backbone:
         self.lr_scales: list[float] = [1.0] * (len(self.stages) + 1)
         self._norms = [module for module in self.network.modules() if getattr(module, "running_mean", None) is not None]
         self._resting: list[nn.Module] = []
+        self._versions: list[int] = []
         self.refresh()
 
     def locate(self, from_layer: str | int | None) -> int:
@@ -100,18 +104,23 @@ class Backbone:
         self.refresh()
         return thawed
 
-    def demand_unchanged(self) -> None:
-        """Raise a ConfigError when parameters have come or gone since the network was opened: they have no stage."""
-        parts = (*(stage.parameters for stage in self.stages), self.head)
+    def take_stock(self) -> None:
+        """Let go of parameters that are gone from the network since it was opened.
+
+        Raises:
+            ConfigError: there are new ones, of which nobody knows the stage.
+        """
+        parts = [*(stage.parameters for stage in self.stages), self.head]
         known = {id(parameter) for part in parts for parameter in part}
         there = {id(parameter): name for name, parameter in self.network.named_parameters()}
-        if known != there.keys():
-            new = listing([name for key, name in there.items() if key not in known], 3)
+        if new := [name for key, name in there.items() if key not in known]:
             raise ConfigError(
-                "a network that was changed by hand: " + (f"new parameters {new}" if new else "parameters are gone"),
+                f"a network that was changed by hand: new parameters {listing(new, 3)}",
                 "the network as the Learner opened it",
                 "Make a new Learner of it: Learner(learner.model, data). A new head is asked for with head=.",
             )
+        for part in parts:
+            part[:] = [parameter for parameter in part if id(parameter) in there]
 
     def refresh(self) -> None:
         """Note which modules rest; called when parameters were frozen or unfrozen."""
@@ -133,11 +142,15 @@ class Backbone:
     def evaluating(self) -> Iterator[None]:
         """Put the network into evaluation mode inside, and every module back as it was afterwards.
 
-        Where all are in it already nothing is touched, so several threads may ask a network at once.
+        Where all are in it already, and no weight has moved, nothing is touched: several threads may ask at once.
         """
         modes = [(module, module.training) for module in self.network.modules()]
+        with _LOOKING:
+            versions = [parameter._version for parameter in self.network.parameters()]  # noqa: SLF001 - counts changes
+            if versions != self._versions:
+                forget_cached(self.network)
+                self._versions = versions
         if any(training for _, training in modes):
-            forget_cached(self.network)
             self.network.eval()
         try:
             yield

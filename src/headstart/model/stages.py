@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-from headstart.errors import BackboneError, ConfigError, nearest
+from headstart.errors import BackboneError, ConfigError, is_number, nearest
 
 _BIG_SHARE = 0.5  # a unit with more of the parameters than this is opened, whatever it is
 _BOX_SHARE = 0.04  # a container (Sequential, ModuleList, ModuleDict) is opened from this share on
@@ -162,7 +162,9 @@ def _acts(module: nn.Module) -> bool:
     """Say whether a module does in training what it does not do in evaluation: follow statistics, or make noise."""
     if getattr(module, "running_mean", None) is not None or isinstance(module, _SpectralNorm):
         return True
-    return bool(_NOISE.search(type(module).__name__)) or (isinstance(module, _DROPPING) and module.dropout > 0)
+    return bool(_NOISE.search(type(module).__name__)) or (
+        isinstance(module, _DROPPING) and is_number(module.dropout) and module.dropout > 0
+    )
 
 
 def _holds(module: nn.Module, parameters: set[int]) -> bool:

@@ -58,12 +58,17 @@ def preparer(
     return prepare
 
 
-def demand_logits(outputs: Any, classes: int) -> Tensor:
-    """Give what a network made of a batch, if it is one number for each class and picture.
+def answer(network: nn.Module, images: Tensor, classes: int) -> Tensor:
+    """Give a network's logits for a batch, one for each class and picture.
 
     Raises:
-        BackboneError: it is something else.
+        BackboneError: it gives something else.
     """
+    try:
+        outputs = network(images)
+    except RuntimeError as error:
+        error.add_note(f"The network was given images {list(images.shape)}. image_size= of the data sets their size.")
+        raise
     if isinstance(outputs, Tensor) and outputs.shape[1:] == (classes,):
         return outputs
     raise BackboneError(
@@ -79,11 +84,11 @@ def demand_mean(loss: Any) -> Tensor:
     Raises:
         ConfigError: it is something else.
     """
-    if isinstance(loss, Tensor) and loss.ndim == 0:
-        return loss
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss if loss.ndim == 0 else loss.reshape(())
     raise ConfigError(
         f"a loss that gives {list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__}",
-        "the mean over the batch, a tensor without dimensions",
+        "the mean over the batch, a tensor of one number",
         "Let the loss reduce to the mean: reduction='mean', or .mean() at its end.",
     )
 

@@ -28,7 +28,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from headstart.errors import ConfigError, nearest
+from headstart.errors import ConfigError, is_number, nearest
 from headstart.files import as_path
 from headstart.training.metrics import Direction, Logs
 from headstart.training.run import Run
@@ -98,7 +98,8 @@ class Callback:
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Refuse misspelt hooks, and an order that is none, while the class is being made."""
         super().__init_subclass__(**keywords)
-        _demand_order(cls.__name__, cls.order)
+        if isinstance(cls.order, str):
+            _demand_order(cls.__name__, cls.order)
         for name in dir(cls):
             if name in HOOKS:
                 _demand_arguments(cls, name)
@@ -188,7 +189,7 @@ class Callback:
 
 
 def _demand_order(name: str, order: object) -> None:
-    if not isinstance(order, int) or isinstance(order, bool):
+    if not is_number(order):
         raise ConfigError(
             f"{name}.order = {order!r}",
             f"one of {', '.join(f'Order.{band.name}' for band in Order)}",
@@ -199,10 +200,10 @@ def _demand_order(name: str, order: object) -> None:
 def _demand_arguments(cls: type[Callback], hook: str) -> None:
     """Refuse a hook that could not be called with what it will be given."""
     given = list(inspect.signature(getattr(Callback, hook)).parameters)
-    try:
-        signature = inspect.signature(getattr(cls, hook))
-    except (TypeError, ValueError):
-        return  # made of something that shows no arguments
+    method = inspect.getattr_static(cls, hook)
+    if not inspect.isfunction(method):
+        return  # a class may call it as it likes
+    signature = inspect.signature(method, follow_wrapped=False)
     try:
         signature.bind(*given)
     except TypeError as error:

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from headstart.data.loading import Batches, Pair
 from headstart.errors import DataError
-from headstart.training.batch import Batch, demand_logits, demand_mean
+from headstart.training.batch import Batch, answer, demand_mean
 from headstart.training.callback import Hooks
 from headstart.training.metrics import Logs, Tally
 from headstart.training.precision import Precision
@@ -124,7 +124,7 @@ class Loop:
                 self.hooks.call("on_predict_batch_begin", number, run.logs)
                 run.batch = self.prepare(pair)
                 with torch.no_grad(), self.precision.autocast():
-                    run.outputs = demand_logits(run.network(run.batch.images), self.classes)
+                    run.outputs = answer(run.network, run.batch.images, self.classes)
                 found.append(run.outputs.float().softmax(1))
                 self.hooks.call("on_predict_batch_end", number, run.logs)
             self.hooks.call("on_predict_end", run.logs)
@@ -186,7 +186,7 @@ class Loop:
         # One picture alone has no statistics of its own: normalising it by them would leave nothing, or fail.
         alone = len(run.batch) == 1
         with run.backbone.norms_resting() if alone else nullcontext(), self.precision.autocast():
-            run.outputs = demand_logits(run.network(run.batch.images), self.classes)
+            run.outputs = answer(run.network, run.batch.images, self.classes)
             run.loss = demand_mean(self.loss(run.outputs, run.batch.targets))
 
     def _backward(self, group: list[int]) -> None:

@@ -8,6 +8,7 @@ import re
 import reprlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,10 +71,13 @@ def _rehearsed(metric: "Metric", classes: int) -> "Metric":
         warnings.simplefilter("ignore")  # two pictures are few
         try:
             copy.update(torch.zeros(2, classes), torch.tensor([0, classes - 1]))
-            found = copy.compute()
         except Exception as error:
             failure = error
-    if not isinstance(found, Tensor) or found.numel() != 1:
+        else:
+            with suppress(Exception):  # two pictures may be too few to say anything
+                found = copy.compute()
+    several = isinstance(found, Tensor) and found.numel() != 1
+    if failure or several or isinstance(found, Mapping | Sequence):
         gives = f"gives {list(found.shape) if isinstance(found, Tensor) else type(found).__name__}"
         raise ConfigError(
             f"the metric {type(metric).__name__}, which {f'fails: {failure}' if failure else gives}",

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from headstart.data.image_data import ImageData, OwnLoader, Part
 from headstart.data.loading import Pair
 from headstart.data.preprocessing import Preprocessing
+from headstart.data.sources import FolderSource
 from headstart.errors import ConfigError, listing
 from headstart.model.backbone import Backbone
 from headstart.randomness import STEP, derive, preserved, seed_step
@@ -92,7 +93,7 @@ class Session:
 
     def fit(self, plan: FitPlan, callbacks: Sequence[Callback], learner: LearnerLike) -> History:
         """Train as planned and give what happened, epoch by epoch."""
-        self.backbone.demand_unchanged()
+        self.backbone.take_stock()
         demand_trainable(self.backbone)
         pin = self.device.type == "cuda"
         train = self.data.train_batches(self.seed, pin_memory=pin)
@@ -108,7 +109,8 @@ class Session:
         own: list[Callback] = [_Recorder()]
         if plan.clip_norm is not None:
             own.append(_ClipNorm(plan.clip_norm))
-        if callable(self.data.augment) and self.data.eval_transform is None:
+        from_files = isinstance(self.data.train, FolderSource)  # datasets and loaders may give what is final
+        if from_files and callable(self.data.augment) and self.data.eval_transform is None:
             own.append(_Comparison(self.backbone.preprocessing))
         loop = self._loop(run, [*own, *callbacks], learner)
         self.optimizer, self.run = run.optimizer, run
@@ -116,12 +118,6 @@ class Session:
         try:
             with loop.hooks.bound(), preserved():
                 loop.fit(train, val)
-        except RuntimeError as error:
-            if batch := vars(run).get("batch"):
-                error.add_note(
-                    f"The network was given images {list(batch.images.shape)}; image_size= of the data sets their size."
-                )
-            raise
         finally:
             self.run = None
             for name in ("batch", "outputs", "loss"):
