@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from handmade import refusal
 from PIL import ExifTags, Image, ImageOps
@@ -59,7 +60,12 @@ def test_png_of_every_8_bit_mode_is_decoded_as_torchvision_does(tmp_path: Path, 
     assert same(open_picture(path), plain(path))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"])
+OLD_PILLOW = pytest.mark.skipif(
+    int(PIL.__version__.partition(".")[0]) < 13, reason="Pillow 12 cannot read what it wrote"
+)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", pytest.param("YCbCr", marks=OLD_PILLOW), "LAB"])
 def test_tiff_of_every_8_bit_mode_is_decoded_as_torchvision_does(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "a.tif"
     (Image.new("LAB", (8, 8), (120, 30, 60)) if mode == "LAB" else coloured().convert(mode)).save(path)
