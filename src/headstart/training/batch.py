@@ -72,7 +72,7 @@ def answer(network: nn.Module, images: Tensor, classes: int) -> Tensor:
     if isinstance(outputs, Tensor) and outputs.shape[1:] == (classes,):
         return outputs
     raise BackboneError(
-        f"a network that gives {list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__}",
+        f"a network that gives {shape_or_type(outputs)}",
         f"one tensor of logits, [batch, {classes}]",
         "Wrap the network in a module whose forward returns its logits alone, or give it a head of this many classes.",
     )
@@ -87,10 +87,20 @@ def demand_mean(loss: Any) -> Tensor:
     if isinstance(loss, Tensor) and loss.numel() == 1:
         return loss if loss.ndim == 0 else loss.reshape(())
     raise ConfigError(
-        f"a loss that gives {list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__}",
+        f"a loss that gives {shape_or_type(loss)}",
         "the mean over the batch, a tensor of one number",
         "Let the loss reduce to the mean: reduction='mean', or .mean() at its end.",
     )
+
+
+def shape_or_type(value: object) -> str:
+    """Tell in a message what a function gave: the shape of a tensor, the type of anything else.
+
+    Example:
+        >>> shape_or_type(torch.zeros(4, 2)), shape_or_type(0.5)
+        ('[4, 2]', 'float')
+    """
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 def likes_channels_last(network: nn.Module) -> bool:

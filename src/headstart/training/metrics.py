@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from headstart.errors import ConfigError, nearest
+from headstart.training.batch import shape_or_type
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -78,9 +79,9 @@ def _rehearsed(metric: "Metric", classes: int) -> "Metric":
                 found = copy.compute()
     several = isinstance(found, Tensor) and found.numel() != 1
     if failure or several or isinstance(found, Mapping | Sequence):
-        gives = f"gives {list(found.shape) if isinstance(found, Tensor) else type(found).__name__}"
+        told = f"fails: {failure}" if failure else f"gives {shape_or_type(found)}"
         raise ConfigError(
-            f"the metric {type(metric).__name__}, which {f'fails: {failure}' if failure else gives}",
+            f"the metric {type(metric).__name__}, which {told}",
             f"a metric that turns logits [batch, {classes}] and class ids [batch] into one number",
             f"Give it num_classes={classes} and an average, such as average='macro'.",
         ) from failure
