@@ -11,17 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from handmade import refusal
 
 from headstart.errors import CheckpointError
 from headstart.files import download, reachable, sha256, write_atomically
-
-
-def refusal(act: Callable[[], object]) -> CheckpointError:
-    """Give the error that `act` raises, after checking that it has its three parts."""
-    with pytest.raises(CheckpointError) as caught:
-        act()
-    assert all((caught.value.arrived, caught.value.needed, caught.value.todo))
-    return caught.value
 
 
 def writer(content: bytes) -> Callable[[Path], object]:
@@ -72,7 +65,7 @@ def test_trouble_with_the_disk_leaves_the_old_content_and_nothing_else(
         temporary.write_bytes(b"half")
         raise trouble
 
-    error = refusal(lambda: write_atomically(tmp_path / "a.bin", write))
+    error = refusal(CheckpointError, lambda: write_atomically(tmp_path / "a.bin", write))
     assert str(tmp_path / "a.bin") in error.arrived
     assert str(trouble.strerror) in error.arrived
     assert error.__cause__ is trouble
@@ -105,7 +98,10 @@ def test_trouble_on_the_last_steps_leaves_the_old_content_and_nothing_else(
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, step, fail)
-    assert "Input/output error" in refusal(lambda: write_atomically(tmp_path / "a.bin", writer(b"new"))).arrived
+    assert (
+        "Input/output error"
+        in refusal(CheckpointError, lambda: write_atomically(tmp_path / "a.bin", writer(b"new"))).arrived
+    )
     assert content_of(tmp_path) == {"a.bin": b"old"}
 
 
@@ -135,7 +131,7 @@ def test_a_full_disk_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # no file of this process may grow further
     try:
-        error = refusal(lambda: write_atomically(tmp_path / "a.bin", writer(b"x" * 2000)))
+        error = refusal(CheckpointError, lambda: write_atomically(tmp_path / "a.bin", writer(b"x" * 2000)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert os.strerror(errno.EFBIG) in error.arrived
@@ -146,7 +142,10 @@ def test_a_full_disk_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> 
 def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
-        assert "ermission" in refusal(lambda: write_atomically(tmp_path / "a.bin", writer(b"new"))).arrived
+        assert (
+            "ermission"
+            in refusal(CheckpointError, lambda: write_atomically(tmp_path / "a.bin", writer(b"new"))).arrived
+        )
     finally:
         tmp_path.chmod(0o700)
 
@@ -156,20 +155,23 @@ def test_a_read_only_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(os, "open", fail)
-    assert os.strerror(errno.EROFS) in refusal(lambda: write_atomically(tmp_path / "a.bin", writer(b"new"))).arrived
+    assert (
+        os.strerror(errno.EROFS)
+        in refusal(CheckpointError, lambda: write_atomically(tmp_path / "a.bin", writer(b"new"))).arrived
+    )
     assert content_of(tmp_path) == {}
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs").write_bytes(b"a file")
-    error = refusal(lambda: write_atomically(tmp_path / "runs" / "a.bin", writer(b"new")))
+    error = refusal(CheckpointError, lambda: write_atomically(tmp_path / "runs" / "a.bin", writer(b"new")))
     assert str(tmp_path / "runs" / "a.bin") in error.arrived
     assert content_of(tmp_path) == {"runs": b"a file"}
 
 
 def test_a_target_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.bin").mkdir()
-    refusal(lambda: write_atomically(tmp_path / "a.bin", writer(b"new")))
+    refusal(CheckpointError, lambda: write_atomically(tmp_path / "a.bin", writer(b"new")))
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
     assert list((tmp_path / "a.bin").iterdir()) == []
 
@@ -320,7 +322,9 @@ def test_a_download_arrives_whole(tmp_path: Path, server: Server, path: str, dig
 def test_what_has_another_digest_is_refused(tmp_path: Path, server: Server, before: dict[str, bytes]) -> None:
     for name, content in before.items():
         (tmp_path / name).write_bytes(content)
-    error = refusal(lambda: download(server.url("whole"), tmp_path / "w.pth", digest_prefix="0123abcd"))
+    error = refusal(
+        CheckpointError, lambda: download(server.url("whole"), tmp_path / "w.pth", digest_prefix="0123abcd")
+    )
     assert DIGEST[:12] in error.arrived
     assert "0123abcd" in error.needed
     assert content_of(tmp_path) == before
@@ -340,7 +344,7 @@ def test_a_download_that_fails_names_the_address_and_leaves_nothing(
     tmp_path: Path, server: Server, path: str, reason: str
 ) -> None:
     (tmp_path / "w.pth").write_bytes(b"old")
-    error = refusal(lambda: download(server.url(path), tmp_path / "w.pth"))
+    error = refusal(CheckpointError, lambda: download(server.url(path), tmp_path / "w.pth"))
     assert server.url(path) in error.arrived
     assert reason in error.arrived
     assert "space" not in error.todo
@@ -350,7 +354,7 @@ def test_a_download_that_fails_names_the_address_and_leaves_nothing(
 @pytest.mark.parametrize("path", ["silent", "stalled"])
 def test_a_download_does_not_wait_for_a_server_that_falls_silent(tmp_path: Path, server: Server, path: str) -> None:
     begin = time.monotonic()
-    error = refusal(lambda: download(server.url(path), tmp_path / "w.pth", timeout_seconds=0.2))
+    error = refusal(CheckpointError, lambda: download(server.url(path), tmp_path / "w.pth", timeout_seconds=0.2))
     assert time.monotonic() - begin < 5
     assert "timed out" in error.arrived
     assert content_of(tmp_path) == {}
@@ -359,13 +363,13 @@ def test_a_download_does_not_wait_for_a_server_that_falls_silent(tmp_path: Path,
 def test_a_download_from_nobody_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     address = unused_address()
-    assert address in refusal(lambda: download(address, tmp_path / "w.pth")).arrived
+    assert address in refusal(CheckpointError, lambda: download(address, tmp_path / "w.pth")).arrived
     assert content_of(tmp_path) == {}
 
 
 def test_a_download_to_a_place_that_cannot_be_written_to_blames_the_place(tmp_path: Path, server: Server) -> None:
     (tmp_path / "w.pth").mkdir()
-    error = refusal(lambda: download(server.url("whole"), tmp_path / "w.pth"))
+    error = refusal(CheckpointError, lambda: download(server.url("whole"), tmp_path / "w.pth"))
     assert str(tmp_path / "w.pth") in error.arrived
     assert error.todo.startswith("Choose another path")
 

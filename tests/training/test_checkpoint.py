@@ -1,12 +1,12 @@
 """Files of weights: what goes in comes out, every changed bit is noticed, and nothing is ever half-written."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from handmade import refusal
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -16,14 +16,6 @@ from headstart.training import checkpoint
 from headstart.training.checkpoint import demand_classes, demand_same, demand_size, is_ours, read_weights, write_weights
 
 DESCRIPTION = {"classes": ["ant", "bee"], "preprocessing": {"mean": [0.5]}, "note": "Käfer"}
-
-
-def refusal(act: Callable[[], object]) -> CheckpointError:
-    """Give the error that `act` raises, after checking that it has its three parts."""
-    with pytest.raises(CheckpointError) as caught:
-        act()
-    assert all((caught.value.arrived, caught.value.needed, caught.value.todo))
-    return caught.value
 
 
 def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -95,7 +87,7 @@ def test_not_one_bit_can_change_unnoticed(small: Path) -> None:
             changed = bytearray(content)
             changed[place] ^= 1 << bit
             small.write_bytes(changed)
-            assert str(small) in refusal(lambda: read_weights(small)).arrived, (place, bit)
+            assert str(small) in refusal(CheckpointError, lambda: read_weights(small)).arrived, (place, bit)
     small.write_bytes(content)
     read_weights(small)
 
@@ -104,21 +96,21 @@ def test_a_file_cut_short_anywhere_is_noticed(small: Path) -> None:
     content = small.read_bytes()
     for length in range(len(content)):
         small.write_bytes(content[:length])
-        assert str(small) in refusal(lambda: read_weights(small)).arrived, length
+        assert str(small) in refusal(CheckpointError, lambda: read_weights(small)).arrived, length
 
 
 def test_a_changed_weight_is_told_from_a_broken_file(small: Path) -> None:
     content = bytearray(small.read_bytes())
     content[-1] ^= 1
     small.write_bytes(content)
-    assert "digest" in refusal(lambda: read_weights(small)).arrived
+    assert "digest" in refusal(CheckpointError, lambda: read_weights(small)).arrived
 
 
 def test_a_file_of_a_later_format_asks_for_an_upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "FORMAT", 2)
     write_weights(tmp_path / "w", {"a": torch.ones(1)}, DESCRIPTION)
     monkeypatch.undo()
-    error = refusal(lambda: read_weights(tmp_path / "w"))
+    error = refusal(CheckpointError, lambda: read_weights(tmp_path / "w"))
     assert "format 2" in error.arrived
     assert "format 1" in error.needed
     assert "pip install --upgrade headstart" in error.todo
@@ -127,7 +119,7 @@ def test_a_file_of_a_later_format_asks_for_an_upgrade(tmp_path: Path, monkeypatc
 def test_safetensors_of_others_are_pointed_to_pretrained(tmp_path: Path) -> None:
     for metadata in (None, {"format": "pt"}):
         save_file({"a": torch.ones(1)}, tmp_path / "w.safetensors", metadata)
-        error = refusal(lambda: read_weights(tmp_path / "w.safetensors"))
+        error = refusal(CheckpointError, lambda: read_weights(tmp_path / "w.safetensors"))
         assert "headstart did not write" in error.arrived
         assert "pretrained=path" in error.todo
 
@@ -135,12 +127,12 @@ def test_safetensors_of_others_are_pointed_to_pretrained(tmp_path: Path) -> None
 @pytest.mark.parametrize("content", [b"", b"these are no weights", b"\xff" * 100, b"PK\x03\x04"])
 def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.safetensors").write_bytes(content)
-    assert str(tmp_path) in refusal(lambda: read_weights(tmp_path / "w.safetensors")).arrived
+    assert str(tmp_path) in refusal(CheckpointError, lambda: read_weights(tmp_path / "w.safetensors")).arrived
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.safetensors", tmp_path):
-        assert str(path) in refusal(lambda path=path: read_weights(path)).arrived
+        assert str(path) in refusal(CheckpointError, lambda path=path: read_weights(path)).arrived
 
 
 # Whose it is
@@ -161,7 +153,7 @@ def test_other_files_are_not_ours(tmp_path: Path) -> None:
 
 def test_a_safetensors_file_that_is_cut_short_is_refused_rather_than_taken_for_somebody_elses(small: Path) -> None:
     small.write_bytes(small.read_bytes()[:-4])
-    assert str(small) in refusal(lambda: is_ours(small)).arrived
+    assert str(small) in refusal(CheckpointError, lambda: is_ours(small)).arrived
 
 
 # What is demanded
@@ -170,7 +162,7 @@ def test_a_safetensors_file_that_is_cut_short_is_refused_rather_than_taken_for_s
 def test_classes_must_be_the_same_in_the_same_order() -> None:
     demand_classes(["ant", "bee"], ("ant", "bee"), "w")
     for arrived in (["bee", "ant"], ["ant"], ["ant", "bee", "wasp"], []):
-        error = refusal(lambda arrived=arrived: demand_classes(arrived, ["ant", "bee"], "w"))
+        error = refusal(CheckpointError, lambda arrived=arrived: demand_classes(arrived, ["ant", "bee"], "w"))
         assert "ant, bee" in error.needed
         assert "for w" in error.arrived
 
@@ -179,7 +171,7 @@ def test_the_image_size_must_be_the_files_where_one_is_asked_for() -> None:
     demand_size(None, [32, 48], "w")
     demand_size(32, (32, 32), "w")
     for size in (48, 64):
-        error = refusal(lambda size=size: demand_size(size, (32, 48), "w"))
+        error = refusal(CheckpointError, lambda size=size: demand_size(size, (32, 48), "w"))
         assert f"image_size={size}" in error.arrived
         assert "32 x 48" in error.needed
 
@@ -189,7 +181,7 @@ def test_tensors_must_be_the_networks_in_name_and_shape(change: dict[str, Any]) 
     own = {"a": torch.ones(2)}
     demand_same(own, {"a": torch.zeros(2)}, "w")
     state = {name: value for name, value in {**own, **change}.items() if value is not None}
-    assert f"1 tensors ({next(iter(change))})" in refusal(lambda: demand_same(own, state, "w")).arrived
+    assert f"1 tensors ({next(iter(change))})" in refusal(CheckpointError, lambda: demand_same(own, state, "w")).arrived
 
 
 # Whole or not there
@@ -204,7 +196,7 @@ def test_a_place_that_cannot_be_written_to_is_told_and_nothing_is_left_there(tmp
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "folder" / "inside").mkdir(parents=True)
     for target in (tmp_path / "file" / "w.safetensors", tmp_path / "folder"):
-        error = refusal(lambda target=target: write_weights(target, {"a": torch.ones(1)}, {}))
+        error = refusal(CheckpointError, lambda target=target: write_weights(target, {"a": torch.ones(1)}, {}))
         assert str(target) in error.arrived
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "inside"]
 
@@ -215,7 +207,7 @@ def test_a_full_disk_is_told_and_leaves_what_was_there_before(small: Path) -> No
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # larger files end as they would on a full disk
     try:
-        error = refusal(lambda: write_weights(small, {"a": torch.ones(10_000)}, {}))
+        error = refusal(CheckpointError, lambda: write_weights(small, {"a": torch.ones(10_000)}, {}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(small) in error.arrived
@@ -225,6 +217,8 @@ def test_a_full_disk_is_told_and_leaves_what_was_there_before(small: Path) -> No
 
 
 def test_a_state_that_is_no_tensor_is_told_by_its_name(tmp_path: Path) -> None:
-    error = refusal(lambda: write_weights(tmp_path / "w", {"a": torch.ones(1), "_extra_state": {"b": 1}}, {}))
+    error = refusal(
+        CheckpointError, lambda: write_weights(tmp_path / "w", {"a": torch.ones(1), "_extra_state": {"b": 1}}, {})
+    )
     assert "_extra_state" in error.arrived
     assert not list(tmp_path.iterdir())
