@@ -48,7 +48,7 @@ class Learner:
         data: the pictures; stays as it is. `learner.data` is the same data, bound to the preprocessing of the weights.
         pretrained: True downloads the library's weights, False starts from random ones, a path loads a file of the
             original architecture (`.pth`, `.safetensors`).
-        head: what replaces the classifier: None is one new linear layer (a network of your own keeps its head), a
+        head: what replaces the classifier: None is one of the same form (a network of your own keeps its head), a
             `Head`, hidden widths (`256`, `(256, 120)`), a module, or a function `(features, classes) -> module`.
         loss: `"auto"` is cross-entropy; or a function of (logits `[batch, classes]`, targets), the batch's mean.
         metrics: names (`"accuracy"`, `"f1"`, `"auroc"`, ...) or torchmetrics objects.
@@ -100,7 +100,7 @@ class Learner:
         with preserved():
             torch.manual_seed(derive(WEIGHTS, settings.seed))
             opened = open_network(
-                model, len(data.classes), pretrained=pretrained, head=as_head(head), image_size=data.image_size
+                model, data.classes, pretrained=pretrained, head=as_head(head), image_size=data.image_size
             )
         if compile:
             opened.network.compile()
@@ -128,6 +128,8 @@ class Learner:
         # On an object the class method would silently make another Learner.
         vars(self)["load"] = _refuse_load
         print(f"opened {opened.description}")
+        if opened.reuse is not None:
+            print(opened.reuse)
 
     # What it is made of.
 

@@ -1,5 +1,6 @@
 """Heads: described, found, built and put in place; and what is refused before anything is changed."""
 
+import math
 from collections import OrderedDict
 from typing import Any
 
@@ -9,7 +10,7 @@ from handmade import refusal
 from torch import nn
 
 from headstart.errors import BackboneError, ConfigError
-from headstart.model.head import Head, as_head, demand_module, initialise, last_layer, replace_head, width
+from headstart.model.head import Head, as_head, class_layers, demand_module, initialise, last_layer, replace_head, width
 
 # What a Head describes
 
@@ -213,3 +214,44 @@ def test_a_misspelt_path_gets_the_nearest_ones() -> None:
     demand_module(net, "head.last")
     assert "'head.last'" in refusal(BackboneError, lambda: demand_module(net, "head.lats")).todo
     assert "named_modules" in refusal(BackboneError, lambda: demand_module(net, "")).todo
+
+
+def test_the_default_starts_so_small_that_features_of_any_usual_size_leave_the_classes_alike() -> None:
+    torch.manual_seed(0)
+    layer, map_layer = Head().build(400, 10), Head().build(400, 10, convolutional=True)
+    for last in (layer, map_layer):
+        assert last.weight.std().item() == pytest.approx(0.01 / 20, rel=0.05)
+        assert not last.bias.any()
+    logits = layer(30 * torch.randn(100, 400))
+    loss = nn.functional.cross_entropy(logits, torch.arange(100) % 10).item()
+    assert loss == pytest.approx(math.log(10), rel=0.05)
+
+
+def test_the_same_form_is_kept_without_hidden_layers_and_dropout() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 10, 3, padding=1, bias=False), nn.AdaptiveAvgPool2d(1))
+    replace_head(net, "1", Head(init="zero"), 3)
+    assert str(net[1]) == "Conv2d(8, 3, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)"
+    assert not net[1].weight.any()
+
+
+def test_the_layers_that_give_classes_are_found_inside_a_head() -> None:
+    net = nn.ModuleDict(
+        {"body": nn.Linear(4, 3), "head": nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)), "aux": nn.Linear(4, 3)}
+    )
+    assert class_layers(net, ("head", "aux"), 3) == ("head.1", "aux")
+    assert class_layers(net, ("head", "aux"), 4) == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "arrived"),
+    [
+        ({"reuse": "yes"}, "reuse='yes'"),
+        ({"reuse": {"hotdog": 934}}, "reuse={'hotdog': 934}"),
+        ({"reuse": 934}, "reuse=934"),
+        ({"reuse": "auto", "hidden": (6,)}, "hidden=(6,)"),
+        ({"reuse": "auto", "source_classes": [1, 2]}, "source_classes=[1, 2]"),
+        ({"source_classes": ["a"]}, "source_classes=['a']"),
+    ],
+)
+def test_reuse_is_by_name_and_of_the_last_layer_alone(options: dict[str, Any], arrived: str) -> None:
+    assert arrived in refusal(ConfigError, lambda: Head(**options)).arrived

@@ -209,16 +209,55 @@ def test_a_file_of_another_architecture_is_refused(assets: Path, model: str) -> 
 LAST = {"resnet18": "Linear", "torchvision/squeezenet1_1": "Conv2d", "convnext_atto": "Linear"}
 
 
+SEVERAL = {
+    "levit_128s": ("head.linear", "head_dist.linear"),
+    "crossvit_tiny_240": ("head.0", "head.1"),
+    "volo_d1_224": ("head", "aux_head"),
+    "repvit_m1": ("head.head.l", "head.head_dist.l"),
+    "deit_tiny_distilled_patch16_224": ("head", "head_dist"),
+}
+
+
+def made(factory: Callable[[int, int], nn.Module], told: list[int]) -> Callable[[int, int], nn.Module]:
+    def make(features: int, classes: int) -> nn.Module:
+        told.append(features)
+        return factory(features, classes)
+
+    return make
+
+
 @pytest.mark.usefixtures("without_values")
-@pytest.mark.parametrize("name", ["levit_128s", "crossvit_tiny_240", "volo_d1_224"])
-def test_several_classifiers_all_become_new_and_none_of_them_can_be_replaced(name: str) -> None:
-    opened = open_network(name, 7, pretrained=False)
-    assert len(opened.head) == 2
-    widths = {p.shape[0] for path in opened.head for p in opened.network.get_submodule(path).parameters()}
-    assert 7 in widths
-    error = refusal(BackboneError, lambda: open_network(opened.network, 7, head=Head()))
-    assert "2 classifiers" in error.arrived
-    assert "head=None" in error.needed
+@pytest.mark.parametrize(("name", "layers"), SEVERAL.items())
+def test_each_of_several_classifiers_gets_the_head_that_is_asked_for(name: str, layers: tuple[str, ...]) -> None:
+    plain = open_network(name, 7, pretrained=False)
+    headed = open_network(name, 7, pretrained=False, head=Head(hidden=(6,), dropout=0.1))
+    told: list[int] = []
+    given = open_network(name, 7, pretrained=False, head=made(nn.Linear, told))
+    for path in layers:
+        old = timm.create_model(name).get_submodule(path)
+        assert plain.network.get_submodule(path).weight.shape == (7, *old.weight.shape[1:])
+        kinds = [type(module).__name__ for module in headed.network.get_submodule(path)]
+        assert kinds == ["Linear", "ReLU", "Dropout", "Linear"]
+        assert given.network.get_submodule(path).in_features == old.in_features
+    assert plain.head == headed.head == given.head
+    assert len(told) == len(layers)
+    images = torch.zeros(2, 3, *plain.preprocessing.image_size)
+    for opened in (plain, headed, given):
+        assert opened.network.train()(images).shape == opened.network.eval()(images).shape == (2, 7)
+
+
+@pytest.mark.usefixtures("without_values")
+def test_one_finished_module_cannot_stand_in_several_places() -> None:
+    error = refusal(BackboneError, lambda: open_network("levit_128s", 7, pretrained=False, head=nn.Linear(384, 7)))
+    assert "2 classifiers (head.linear, head_dist.linear)" in error.arrived
+    assert "a function" in error.needed
+
+
+@pytest.mark.usefixtures("without_values")
+def test_a_layer_of_the_head_that_only_happens_to_be_as_wide_stays_what_it_is() -> None:
+    network = open_network("caformer_s18", 2048, pretrained=False, head=Head(hidden=(6,))).network
+    assert isinstance(network.head.fc.fc1, nn.Linear)
+    assert isinstance(network.head.fc.fc2, nn.Sequential)
 
 
 @pytest.mark.usefixtures("without_values")

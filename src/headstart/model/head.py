@@ -4,8 +4,9 @@ The head is what turns features into classes: timm's classifier (together with w
 networks have several), elsewhere the last Linear or Conv2d layer. Everything else of a network is its backbone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from torch import nn
@@ -23,15 +24,26 @@ _Layer = (nn.Linear, nn.Conv2d)
 class Head:
     """Describe a head: layers of width `hidden` with ReLU between them, dropout, and the layer that gives the classes.
 
+    Without `hidden`, `dropout` and `at` the network keeps its own form of classifier, and only the layers that give the
+    classes are new. Where a network has several classifiers, each of them gets this head.
+
     Args:
-        hidden: widths of the layers before the last one; empty is a single linear layer.
+        hidden: widths of the layers before the last one; empty is the last one alone.
         dropout: share of the features that the last layer does not see in training, in [0, 1).
-        init: of the last layer: `"default"` is the layer's own, `"zero"` starts with equal probabilities, `"small"`
-            with weights of 0.01, `"xavier"` follows Glorot and Bengio (2010).
+        init: of the last layer, whose bias starts at zero: `"default"` draws weights so small, 0.01 / sqrt(features),
+            that every class starts with about the same probability whatever the network; `"zero"` makes these equal,
+            as ViT does for fine-tuning (Dosovitskiy et al., 2021); `"small"` draws weights of 0.01; `"xavier"` follows
+            Glorot and Bengio (2010).
+        reuse: what the new head takes over of the old one: `"auto"` starts each class that the weights know by the same
+            name as they have learned it, a mapping such as `{"hotdog": "hotdog, hot dog, red hot"}` names a class of
+            the weights for some of yours, None takes nothing.
         at: path of the module that the head replaces, when it is not the last linear layer.
+        source_classes: names of the weights' classes in their order, or a text file with a name on each line; needed
+            for `reuse` where the library does not know them, as for weights of your own.
 
     Raises:
-        ConfigError: a width is below 1, dropout is 1 or more, or the init is unknown.
+        ConfigError: a width is below 1, dropout is 1 or more, the init is unknown, or `reuse` is asked for a head with
+            hidden layers, which the weights know nothing of.
 
     Example:
         >>> Head(hidden=(256, 120), dropout=0.2).build(512, 2)
@@ -48,16 +60,36 @@ class Head:
     hidden: tuple[int, ...] = ()
     dropout: float = 0.0
     init: Init = "default"
+    reuse: Literal["auto"] | Mapping[str, str] | None = None
     at: str | None = None
+    source_classes: Sequence[str] | str | Path | None = None
 
     def __post_init__(self) -> None:
-        demands = Demands("For example Head(hidden=(256,), dropout=0.2).")
+        demands = Demands("For example Head(hidden=(256,), dropout=0.2), or Head(reuse='auto').")
         widths = isinstance(self.hidden, Sequence) and all(map(is_count, self.hidden))
         demands.check("hidden", self.hidden, widths, "a tuple of widths, each 1 or more")
         demands.check("dropout", self.dropout, is_number(self.dropout) and 0 <= self.dropout < 1, "a share in [0, 1)")
         demands.check("init", self.init, self.init in _INITS, f"one of {', '.join(_INITS)}")
+        self._check_reuse(demands)
         demands.settle()
         object.__setattr__(self, "hidden", tuple(self.hidden))
+
+    def _check_reuse(self, demands: Demands) -> None:
+        reuse, names = self.reuse, self.source_classes
+        pairs = isinstance(reuse, Mapping) and all(isinstance(name, str) for pair in reuse.items() for name in pair)
+        demands.check("reuse", reuse, reuse in (None, "auto") or pairs, "'auto', a mapping of names to names, or None")
+        listed = isinstance(names, Sequence) and all(isinstance(name, str) for name in names)
+        told = names is None or listed or isinstance(names, Path)
+        demands.check("source_classes", names, told, "a list of names, or the path of a text file")
+        demands.check("source_classes", names, names is None or reuse is not None, "None without reuse='auto'")
+        demands.check(
+            "hidden", self.hidden, not (self.hidden and reuse), "() with reuse: the old head has other layers"
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the network keeps its own form of classifier, and only the layers that give classes are new."""
+        return not self.hidden and not self.dropout and self.at is None
 
     def build(self, features: int, classes: int, *, convolutional: bool = False) -> nn.Module:
         """Make the head for a backbone that gives `features`; of 1 x 1 convolutions where it gives feature maps."""
@@ -105,19 +137,18 @@ def _is_head_class(head: object) -> bool:
     return isinstance(head, type) and issubclass(head, Head)
 
 
-def initialise(layer: nn.Module, init: Init) -> None:
-    """Give the layer that makes the classes new values."""
+def initialise(layer: nn.Module, init: Init = "default") -> None:
+    """Give a layer that makes classes new values."""
     if not isinstance(layer, _Layer):
-        return
-    layer.reset_parameters()
-    if init == "default":
         return
     if init == "zero":
         nn.init.zeros_(layer.weight)
     elif init == "small":
         nn.init.normal_(layer.weight, std=0.01)
-    else:
+    elif init == "xavier":
         nn.init.xavier_uniform_(layer.weight)
+    else:
+        nn.init.normal_(layer.weight, std=0.01 / layer.weight[0].numel() ** 0.5)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
@@ -125,6 +156,17 @@ def initialise(layer: nn.Module, init: Init) -> None:
 def last_layer(network: nn.Module) -> tuple[str, ...]:
     """Give the path of the last Linear or Conv2d layer, or nothing where there is none."""
     return tuple(name for name, module in network.named_modules() if isinstance(module, _Layer))[-1:]
+
+
+def class_layers(network: nn.Module, paths: Sequence[str], classes: int) -> tuple[str, ...]:
+    """Give the paths of the layers inside the modules at `paths` that give as many numbers as there are classes."""
+    inside = [
+        ".".join(filter(None, (path, name)))
+        for path in paths
+        for name, module in network.get_submodule(path).named_modules()
+        if isinstance(module, _Layer)
+    ]
+    return tuple(path for path in inside if width(network, path) == classes)
 
 
 def width(network: nn.Module, path: str) -> int | None:
@@ -149,10 +191,22 @@ def replace_head(network: nn.Module, path: str, head: Head | nn.Module | Factory
         ConfigError: a function made something else than a module.
     """
     old = network.get_submodule(path)
-    new = head if isinstance(head, nn.Module) else _built(head, old, path, classes)
-    _demand_width(new, classes)
+    if isinstance(head, Head) and not (head.hidden or head.dropout) and isinstance(old, _Layer):
+        new = _alike(old, classes)
+        initialise(new, head.init)
+    else:
+        new = head if isinstance(head, nn.Module) else _built(head, old, path, classes)
+    demand_width(new, classes)
     parent, _, name = path.rpartition(".")
     setattr(network.get_submodule(parent), name, new)
+
+
+def _alike(old: nn.Linear | nn.Conv2d, classes: int) -> nn.Module:
+    """Make a layer of the same form for another number of classes."""
+    bias = old.bias is not None
+    if isinstance(old, nn.Linear):
+        return nn.Linear(old.in_features, classes, bias)
+    return nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding, old.dilation, bias=bias)  # type: ignore[arg-type]
 
 
 def _built(head: Head | Factory, old: nn.Module, path: str, classes: int) -> nn.Module:
@@ -178,7 +232,7 @@ def _built(head: Head | Factory, old: nn.Module, path: str, classes: int) -> nn.
     return new
 
 
-def _demand_width(head: nn.Module, classes: int) -> None:
+def demand_width(head: nn.Module, classes: int) -> None:
     """Refuse a head whose last layer gives another number of classes."""
     if (outputs := width(head, "")) not in (classes, None):
         raise BackboneError(

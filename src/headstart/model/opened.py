@@ -1,18 +1,47 @@
 """A network that has been opened, and what every way of opening one shares: its classifier, a new head, a rehearsal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import GoogLeNet, Inception3
 
 from headstart.data.preprocessing import Preprocessing
 from headstart.errors import BackboneError
-from headstart.model.head import Factory, Head, demand_module, initialise, replace_head
+from headstart.model.head import Factory, Head, demand_module, replace_head
+from headstart.model.reuse import Reuse, Rows, begin_as_known
 from headstart.model.weights import AUXILIARY
+
+
+class Wish(NamedTuple):
+    """What is asked of a network.
+
+    Args:
+        classes: outputs of the head.
+        names: of the classes, in order; needed where the head reuses some.
+        pretrained: True for the library's weights, False for random ones, or a file.
+        head: what replaces the classifier.
+        image_size: height and width of the input, in pixels.
+    """
+
+    classes: int
+    names: tuple[str, ...]
+    pretrained: bool | Path
+    head: Head | nn.Module | Factory | None
+    image_size: int | None
+
+    @property
+    def reusing(self) -> Head | None:
+        """The head, where it takes over what the old one knows."""
+        return self.head if isinstance(self.head, Head) and self.head.reuse is not None else None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the network keeps its own form of classifier."""
+        return self.head is None or (isinstance(self.head, Head) and self.head.is_plain)
 
 
 @dataclass
@@ -25,6 +54,7 @@ class Opened:
         preprocessing: what the weights expect of a picture.
         architecture: plain values from which `rebuild` makes the same network again; empty for the user's own.
         description: one line for the user: what was opened, with which weights.
+        reuse: which classes begin as the weights know them, where that was asked for.
     """
 
     network: nn.Module
@@ -32,6 +62,7 @@ class Opened:
     preprocessing: Preprocessing
     architecture: dict[str, Any] = field(default_factory=dict)
     description: str = ""
+    reuse: Reuse | None = None
 
     @property
     def name(self) -> str:
@@ -71,41 +102,109 @@ def drop_auxiliary(network: nn.Module) -> None:
                 setattr(network, name, None)
 
 
-def renew(network: nn.Module, paths: tuple[str, ...], classes: int) -> None:
-    """Give every layer of the head that makes classes new values (timm keeps the old ones when the counts agree)."""
-    for path in paths:
-        for module in network.get_submodule(path).modules():
-            if getattr(module, "out_features", getattr(module, "out_channels", None)) == classes:
-                initialise(module, "default")
-
-
 def put_head(
-    network: nn.Module, paths: tuple[str, ...], head: Head | nn.Module | Factory, classes: int
+    network: nn.Module,
+    paths: tuple[str, ...],
+    layers: tuple[str, ...],
+    head: Head | nn.Module | Factory,
+    classes: int,
 ) -> tuple[str, ...]:
-    """Put a head in place of the one at `paths`; the head's own `at` wins. Other classifiers stay and become new."""
+    """Put a head in place of the layers that give classes, or where the head itself says.
+
+    Args:
+        network: is changed.
+        paths: of the modules that make up its present head.
+        layers: of the layers in them that give classes.
+        head: what comes in place of each of them.
+        classes: outputs of the new head.
+
+    Returns:
+        The paths of the modules that make up the head now.
+
+    Raises:
+        BackboneError: the head does not fit, or there are several places for one finished module.
+    """
     if isinstance(head, Head) and head.at is not None:
-        demand_module(network, head.at)
-        others = tuple(path for path in paths if path != head.at) if head.at in paths else ()
-        renew(network, others, classes)
-        replace_head(network, head.at, head, classes)
-        return (head.at, *others)
-    if len(paths) > 1:
+        return _put_head_at(network, paths, layers, head, head.at, classes)
+    if len(layers) > 1 and isinstance(head, nn.Module):
         raise BackboneError(
-            f"head={head!r} for a network with {len(paths)} classifiers ({', '.join(paths)})",
-            "head=None, which renews all of them",
+            f"head={head!r} for a network with {len(layers)} classifiers ({', '.join(layers)})",
+            "a Head, or a function (features, classes) -> module, which makes one for each",
             "Leave head= out, or name the one to replace: Head(at='...').",
         )
-    replace_head(network, paths[0], head, classes)
+    for path in layers:
+        replace_head(network, path, head, classes)
     return paths
 
 
-def rehearse(opened: Opened, classes: int, image_size: int | None, head: Head | nn.Module | Factory | None) -> None:
+def _put_head_at(
+    network: nn.Module, paths: tuple[str, ...], layers: tuple[str, ...], head: Head, at: str, classes: int
+) -> tuple[str, ...]:
+    """Replace one module; classifiers beside it stay and become new."""
+    demand_module(network, at)
+    is_part = any(at.startswith(f"{path}.") for path in paths)
+    beside = [path for path in paths if not is_within(path, at)]
+    replace_head(network, at, head, classes)
+    if not is_part and len(beside) == len(paths):
+        return (at,)  # what seemed to be the head belongs to the backbone
+    for path in layers:
+        if not is_within(path, at):
+            replace_head(network, path, Head(), classes)
+    return paths if is_part else (at, *beside)
+
+
+def finish_head(
+    network: nn.Module,
+    paths: tuple[str, ...],
+    layers: tuple[str, ...],
+    wish: Wish,
+    reuse: Reuse | None,
+    given: Mapping[str, Tensor] | None = None,
+) -> tuple[str, ...]:
+    """Give a network the head that was asked for, begun with what the old one knew if that was asked for too.
+
+    Args:
+        network: is changed.
+        paths: of the modules that make up its present head.
+        layers: of the layers in them that give classes.
+        wish: with the head.
+        reuse: which class begins as which.
+        given: what a file holds for those layers; None when the network itself does.
+
+    Returns:
+        The paths of the modules that make up the head now.
+
+    Raises:
+        BackboneError: the head does not fit, or there is nothing to reuse.
+    """
+    head = Head() if wish.head is None else wish.head
+    state = network.state_dict() if given is None else given
+    old = {
+        path: Rows(state[f"{path}.weight"], state.get(f"{path}.bias")) for path in layers if f"{path}.weight" in state
+    }
+    paths = put_head(network, paths, layers, head, wish.classes)
+    if reuse is None or not isinstance(head, Head):
+        return paths
+    if not old:
+        raise BackboneError(
+            f"head={head!r} for weights without a classifier",
+            "weights of a whole network, its classes included",
+            "Leave reuse= out, or take other weights.",
+        )
+    for path, rows in old.items():
+        new = network.get_submodule(head.at or path)
+        last = [module for module in new.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+        begin_as_known(last, rows, reuse, draw=head.init == "default")
+    return paths
+
+
+def rehearse(opened: Opened, wish: Wish) -> None:
     """Where a size or a head was asked for, run the network once to see whether it works with it."""
     size_todo = "Leave image_size out, or take a multiple of 32 near the size the weights were trained with."
     head_todo = "Let the head take the features as they come, or name another place for it: Head(at='path.to.module')."
-    asked = [("image_size", image_size, size_todo), ("head", head, head_todo)]
+    asked = [("image_size", wish.image_size, size_todo), ("head", wish.head, head_todo)]
     given = [(f"{name}={value!r}", todo) for name, value, todo in asked if value is not None]
-    if not given:
+    if wish.image_size is None and wish.is_plain:
         return
     arrived, todo = f"{', '.join(words for words, _ in given)} for {opened.name}", " ".join(todo for _, todo in given)
     height, width = opened.preprocessing.image_size
@@ -114,10 +213,10 @@ def rehearse(opened: Opened, classes: int, image_size: int | None, head: Head | 
     except Exception as error:  # whatever a network makes of what it was not built for
         needed = "a size that this network takes, and a head that takes its features"
         raise BackboneError(f"{arrived}, which fails at {height} x {width} pixels: {error}", needed, todo) from error
-    if tuple(outputs.shape) != (1, classes):
+    if tuple(outputs.shape) != (1, wish.classes):
         shape = list(outputs.shape)
         raise BackboneError(
-            f"{arrived}, which gives {shape} for one picture", f"{[1, classes]}: a number a class", todo
+            f"{arrived}, which gives {shape} for one picture", f"{[1, wish.classes]}: a number a class", todo
         )
 
 
@@ -132,6 +231,16 @@ def trial(network: nn.Module, size: tuple[int, int]) -> Any:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def is_within(path: str, outer: str) -> bool:
+    """Say whether a module is another one or inside it.
+
+    Example:
+        >>> is_within("head.fc", "head"), is_within("head", "head"), is_within("head_dist", "head")
+        (True, True, False)
+    """
+    return path == outer or path.startswith(f"{outer}.")
 
 
 def weights_words(pretrained: bool | Path, tag: str) -> str:

@@ -8,50 +8,66 @@ from torch import Tensor, nn
 
 from headstart.data.preprocessing import Preprocessing
 from headstart.errors import BackboneError
-from headstart.model.head import Factory, Head, last_layer, width
-from headstart.model.opened import Opened, drop_auxiliary, put_head, rehearse, timm_head, trial
+from headstart.model.head import Factory, Head, class_layers, demand_module, last_layer, width
+from headstart.model.names import imagenet_classes
+from headstart.model.opened import Opened, Wish, drop_auxiliary, finish_head, rehearse, timm_head, trial
+from headstart.model.reuse import Source, plan_reuse
 from headstart.model.weights import load_backbone
 
 
-def open_own(
-    network: nn.Module,
-    classes: int,
-    weights: Path | None,
-    head: Head | nn.Module | Factory | None,
-    image_size: int | None,
-) -> Opened:
+def open_own(network: nn.Module, wish: Wish) -> Opened:
     """Take a network as it is, unless its head has to change.
 
     Args:
         network: is changed where a head, or a file of weights, is given.
-        classes: outputs that the head shall have.
-        weights: a file to load into it, without the old head where a new one is given; None leaves its values.
-        head: what replaces its head; None keeps it.
-        image_size: height and width of the input, in pixels; None is 224, or what its `pretrained_cfg` says.
+        wish: what is asked of it. Its `pretrained` may be a file to load into it, without the old head where a new one
+            is given; else it keeps its values. No head keeps the old one. No image size is 224, or what its
+            `pretrained_cfg` says.
 
     Raises:
         BackboneError: its head gives another number of classes, or cannot be found; or the weights do not fit.
         CheckpointError: the file of weights cannot be read.
+        ConfigError: a head that reuses classes which nobody has named.
     """
     drop_auxiliary(network)
     config = getattr(network, "pretrained_cfg", None)
     if config:
-        resolved = resolve_model_data_config(network, {"img_size": image_size} if image_size else None)
+        resolved = resolve_model_data_config(network, {"img_size": wish.image_size} if wish.image_size else None)
         preprocessing = Preprocessing.from_timm(resolved)
         words = "preprocessing as its pretrained_cfg says"
     else:
-        preprocessing = Preprocessing().at_size(image_size) if image_size else Preprocessing()
+        preprocessing = Preprocessing().at_size(wish.image_size) if wish.image_size else Preprocessing()
         words = f"{preprocessing.image_size[0]} pixels, ImageNet's mean and std"
-    paths = _head_of(network, classes, head, preprocessing.image_size)
-    if weights is not None:
-        load_backbone(network, () if head is None else paths, weights, f"your {type(network).__name__}")
-        words = f"weights from {weights.name}, {words}"
-    if head is not None:
-        paths = put_head(network, paths, head, classes)
-    opened = Opened(network, paths, preprocessing, {}, f"your {type(network).__name__} ({words})")
+    paths = _head_of(network, wish.classes, wish.head, preprocessing.image_size)
+    layers = _layers_of(network, paths)
+    reuse = None if wish.reusing is None else plan_reuse(wish.reusing, wish.names, _known(network, layers))
+    given = None
+    if isinstance(wish.pretrained, Path):
+        is_placed = isinstance(wish.head, Head) and wish.head.at is not None
+        left_out = () if wish.head is None else paths if is_placed else layers
+        given = load_backbone(network, left_out, wish.pretrained, f"your {type(network).__name__}")
+        words = f"weights from {wish.pretrained.name}, {words}"
+    if wish.head is not None:
+        paths = finish_head(network, paths, layers, wish, reuse, given)
+    opened = Opened(network, paths, preprocessing, {}, f"your {type(network).__name__} ({words})", reuse)
     if config:  # of any other network nobody knows what it takes
-        rehearse(opened, classes, image_size, None)
+        rehearse(opened, wish)
     return opened
+
+
+def _layers_of(network: nn.Module, paths: tuple[str, ...]) -> tuple[str, ...]:
+    """Find the layers that give classes: in timm's composite heads they lie inside, elsewhere the last one does."""
+    count = getattr(network, "num_classes", None)
+    if isinstance(count, int) and (inside := class_layers(network, paths, count)):
+        return inside
+    return tuple(".".join((path, *filter(None, last_layer(network.get_submodule(path))))) for path in paths)
+
+
+def _known(network: nn.Module, layers: tuple[str, ...]) -> Source | None:
+    """Give the names of the classes of a network from timm that still has its weights' own head."""
+    config = getattr(network, "pretrained_cfg", None) or {}
+    count = width(network, layers[0])
+    return imagenet_classes(count) if count is not None and count == config.get("num_classes") else None
 
 
 def _head_of(
@@ -59,6 +75,7 @@ def _head_of(
 ) -> tuple[str, ...]:
     """Find the head: where the user says, where timm says, else the last layer or the one that is seen to answer."""
     if isinstance(head, Head) and head.at is not None:
+        demand_module(network, head.at)
         return (head.at,)
     known_to_timm = getattr(network, "pretrained_cfg", None) and hasattr(network, "get_classifier")
     paths = timm_head(network, type(network).__name__) if known_to_timm else last_layer(network)

@@ -3,6 +3,7 @@
 Reading never runs code that may be in a file; what cannot be had is said within seconds, before anything is built.
 """
 
+import json
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -13,12 +14,15 @@ from urllib.parse import urlparse
 
 import huggingface_hub
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from headstart.errors import BackboneError, CheckpointError, HeadstartError, listing
 from headstart.files import download, reachable
 
+DESCRIPTION = "headstart"
+"""Where in the header of a safetensors file headstart writes what is not a tensor."""
 AUXILIARY = ("aux1", "aux2", "AuxLogits")
 """Side branches of GoogLeNet and Inception, of no use for fine-tuning."""
 
@@ -159,14 +163,17 @@ def forget_cached(network: nn.Module) -> None:
         module.training = training
 
 
-def load_backbone(network: nn.Module, head: tuple[str, ...], path: Path, name: str) -> None:
-    """Load everything but the head from a file of the original architecture.
+def load_backbone(network: nn.Module, layers: tuple[str, ...], path: Path, name: str) -> dict[str, Tensor]:
+    """Load everything but the layers that give classes from a file of the original architecture.
 
     Args:
         network: is changed, or left as it is when the file does not fit.
-        head: paths of the modules of its head, which keep their values.
+        layers: paths of the layers that give classes, which keep their values.
         path: the file.
         name: what the network is called in messages.
+
+    Returns:
+        What the file holds for those layers, by its name in the network.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -175,11 +182,11 @@ def load_backbone(network: nn.Module, head: tuple[str, ...], path: Path, name: s
     own = network.state_dict()
     state = named_as(own, read_state(path))
 
-    def is_head(name: str) -> bool:
-        return any(name == path or name.startswith(f"{path}.") for path in (*head, *AUXILIARY))
+    def is_left_out(name: str) -> bool:
+        return any(name == path or name.startswith(f"{path}.") for path in (*layers, *AUXILIARY))
 
-    wanted = {name: value for name, value in own.items() if not is_head(name)}
-    given = {name: value for name, value in state.items() if not is_head(name)}
+    wanted = {name: value for name, value in own.items() if not is_left_out(name)}
+    given = {name: value for name, value in state.items() if not is_left_out(name)}
     missing, surplus = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     unfit = sorted(name for name in wanted.keys() & given.keys() if wanted[name].shape != given[name].shape)
     if missing or surplus or unfit:
@@ -191,6 +198,16 @@ def load_backbone(network: nn.Module, head: tuple[str, ...], path: Path, name: s
             "Check the model name: timm and torchvision name the same network's tensors differently.",
         )
     load_state(network, given, strict=False)
+    return {name: value for name, value in state.items() if name not in given}
+
+
+def classes_in(path: Path) -> tuple[str, ...] | None:
+    """Give the names of the classes that stand in a file which `learner.save` wrote; None for any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return tuple(json.loads((file.metadata() or {})[DESCRIPTION])["classes"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
 
 
 def _no_weights(file: str, address: str, reason: str) -> BackboneError:

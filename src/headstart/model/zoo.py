@@ -6,27 +6,33 @@ names exist in both, with different weights); a tag after the dot picks the weig
 values from which the same architecture can be built again.
 """
 
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 import torchvision
 from timm.data import resolve_model_data_config
 from timm.models import get_deprecated_models
 from torch import nn
 
 from headstart.data.preprocessing import Preprocessing
-from headstart.errors import BackboneError, CheckpointError, listing, nearest
+from headstart.errors import BackboneError, CheckpointError, ConfigError, listing, nearest
 from headstart.files import as_path
-from headstart.model.head import Factory, Head, last_layer
-from headstart.model.opened import Opened, drop_auxiliary, put_head, rehearse, renew, timm_head, weights_words
+from headstart.model.head import Factory, Head, class_layers, demand_width, last_layer, width
+from headstart.model.names import imagenet_classes, torchvision_classes
+from headstart.model.opened import Opened, Wish, drop_auxiliary, finish_head, rehearse, timm_head, weights_words
 from headstart.model.own import open_own
-from headstart.model.weights import fetch, load_backbone, telling_failures, timm_source
+from headstart.model.reuse import Reuse, Source, plan_reuse
+from headstart.model.weights import classes_in, fetch, load_backbone, telling_failures, timm_source
 
 
 def open_network(
     model: str | nn.Module,
-    classes: int,
+    classes: int | Sequence[str],
     *,
     pretrained: bool | str | Path = True,
     head: Head | nn.Module | Factory | None = None,
@@ -36,15 +42,17 @@ def open_network(
 
     Args:
         model: a timm name, a torchvision name, or a network of the user's own.
-        classes: outputs of the head.
+        classes: outputs of the head; or the names of the classes, which a head that reuses some has to know.
         pretrained: True downloads the weights that the name stands for, False starts from random ones, a path loads a
             file of the original architecture. The user's own network keeps its values unless a file is given.
-        head: what replaces the classifier; None is one new linear layer (the user's own network keeps its head).
+        head: what replaces the classifier; None is the same form of classifier with new values (the user's own network
+            keeps its head).
         image_size: height and width of the input, in pixels, if not what the weights expect.
 
     Raises:
         BackboneError: an unknown name, weights that cannot be had or do not fit, an image size the network cannot take.
         CheckpointError: the file of weights cannot be read.
+        ConfigError: a head that reuses classes of weights which nobody has named.
     """
     if not isinstance(pretrained, bool):
         pretrained = as_path(pretrained)
@@ -54,13 +62,40 @@ def open_network(
             "True, False, or the path of a file of weights (.pth, .safetensors)",
             "Check the path. pretrained=True downloads the library's weights.",
         )
+    names = () if isinstance(classes, int) else tuple(classes)
+    wish = Wish(classes if isinstance(classes, int) else len(names), names, pretrained, head, image_size)
+    if isinstance(head, nn.Module):
+        demand_width(head, wish.classes)
     if isinstance(model, nn.Module):
-        return open_own(model, classes, pretrained if isinstance(pretrained, Path) else None, head, image_size)
+        return open_own(model, wish)
     library, name, tag = parse_name(model)
     opener = _open_timm if library == "timm" else _open_torchvision
-    opened = opener(name, tag, classes, pretrained, head, image_size)
-    rehearse(opened, classes, image_size, head)
+    foreseen = pretrained is True and _works_without_values(opener, name, tag, wish)
+    opened = opener(name, tag, wish)
+    if not foreseen:
+        rehearse(opened, wish)
     return opened
+
+
+def _works_without_values(opener: Callable[[str, str, Wish], Opened], name: str, tag: str, wish: Wish) -> bool:
+    """Try a wish on a network without values, so that what cannot work is told before anything is downloaded.
+
+    Returns:
+        Whether it works; False where a network cannot be built or run without values.
+    """
+    head = copy.deepcopy(wish.head)
+    if isinstance(head, nn.Module):
+        head = head.to("meta")
+    elif isinstance(head, Head):
+        head = replace(head, reuse=None, source_classes=None)
+    try:
+        with torch.device("meta"):
+            rehearse(opener(name, tag, wish._replace(pretrained=False, head=head)), wish)
+    except (NotImplementedError, BackboneError) as error:
+        if not isinstance(error, NotImplementedError) and not isinstance(error.__cause__, NotImplementedError):
+            raise
+        return False
+    return True
 
 
 def parse_name(model: str) -> tuple[str, str, str]:
@@ -117,60 +152,102 @@ def _torchvision_names() -> list[str]:
     return found
 
 
+def _plan(wish: Wish, known: Source | None) -> Reuse | None:
+    """Find out which classes begin as the weights know them, where that is asked for.
+
+    Args:
+        wish: with a head that may reuse the old one.
+        known: the classes of the library's weights.
+    """
+    if wish.reusing is None:
+        return None
+    if wish.pretrained is False:
+        raise ConfigError(
+            f"head={wish.head!r} with pretrained=False",
+            "weights that have learned something to reuse",
+            "Pass pretrained=True, or the path of a file; or leave reuse= out.",
+        )
+    own = classes_in(wish.pretrained) if isinstance(wish.pretrained, Path) else None
+    if own is not None:
+        known = Source(tuple((name,) for name in own), str(wish.pretrained))
+    return plan_reuse(wish.reusing, wish.names, known)
+
+
+def _description(library: str, name: str, wish: Wish) -> dict[str, Any]:
+    """Give the plain values from which `rebuild` makes the network again."""
+    head: dict[str, Any] | str | None = None if wish.is_plain else "own"
+    if isinstance(wish.head, Head) and not wish.is_plain:
+        head = {"hidden": list(wish.head.hidden), "dropout": wish.head.dropout, "at": wish.head.at}
+    return {
+        "library": library,
+        "name": name,
+        "classes": wish.classes,
+        "head": head,
+        "image_size": wish.image_size,
+    }
+
+
 # timm
 
 
-def _open_timm(
-    name: str,
-    tag: str,
-    classes: int,
-    pretrained: bool | Path,
-    head: Head | nn.Module | Factory | None,
-    image_size: int | None,
-) -> Opened:
+def _open_timm(name: str, tag: str, wish: Wish) -> Opened:
     full = f"{name}.{tag}" if tag else name
     config = timm.get_pretrained_cfg(full)
-    wanted = image_size is not None and config is not None and tuple(config.input_size[1:]) != (image_size,) * 2
-    if config is not None and wanted and config.fixed_input_size:
+    _demand_size(full, config, wish.image_size)
+    known = imagenet_classes(getattr(config, "num_classes", 0))
+    reuse = _plan(wish, known)
+    # The old head comes along where the new one takes over some of it.
+    count = config.num_classes if reuse and wish.pretrained is True else wish.classes
+    options: dict[str, Any] = {"num_classes": count}
+    if wish.pretrained is True:
+        options |= timm_source(full, config)
+    with telling_failures(full):
+        network = timm.create_model(full, pretrained=wish.pretrained is True, **options)
+    paths = timm_head(network, full)
+    layers = _timm_layers(network, paths, full, count)
+    given = None
+    if isinstance(wish.pretrained, Path):
+        given = load_backbone(network, layers, wish.pretrained, f"timm {name}")
+    paths = finish_head(network, paths, layers, wish, reuse, given)
+    network.num_classes = wish.classes
+    size = {"img_size": wish.image_size} if wish.image_size else None
+    used = network.pretrained_cfg.get("tag") or "no tag"
+    return Opened(
+        network,
+        paths,
+        Preprocessing.from_timm(resolve_model_data_config(network, size)),
+        _description("timm", full, wish),
+        f"timm {name} ({weights_words(wish.pretrained, used)})",
+        reuse,
+    )
+
+
+def _demand_size(full: str, config: Any, image_size: int | None) -> None:
+    """Refuse another size for a network that has only one."""
+    if config is None or image_size is None or not config.fixed_input_size:
+        return
+    if tuple(config.input_size[1:]) != (image_size, image_size):
         raise BackboneError(
             f"image_size={image_size} for {full}",
             f"image_size={config.input_size[1]}: this network takes no other",
             "Leave image_size out, or choose a network that takes any size, such as a ResNet or a ConvNeXt.",
         )
-    options: dict[str, Any] = {"num_classes": classes}
-    if pretrained is True:
-        options |= timm_source(full, config)
-    with telling_failures(full):
-        network = timm.create_model(full, pretrained=pretrained is True, **options)
-    paths = timm_head(network, full)
-    data_config = resolve_model_data_config(network, {"img_size": image_size} if image_size else None)
-    if head is not None:
-        paths = put_head(network, paths, head, classes)
-    else:
-        renew(network, paths, classes)
-    if isinstance(pretrained, Path):
-        load_backbone(network, paths, pretrained, f"timm {name}")
-    used = network.pretrained_cfg.get("tag") or "no tag"
-    return Opened(
-        network,
-        paths,
-        Preprocessing.from_timm(data_config),
-        {"library": "timm", "name": full, "classes": classes, "head": _head_values(head), "image_size": image_size},
-        f"timm {name} ({weights_words(pretrained, used)})",
-    )
+
+
+def _timm_layers(network: nn.Module, paths: tuple[str, ...], full: str, count: int) -> tuple[str, ...]:
+    """Find the layers of a head that give classes, and leave out those that only happen to be as wide."""
+    layers = class_layers(network, paths, count)
+    if len(layers) > len(paths):
+        with torch.device("meta"):
+            wider = timm.create_model(full, num_classes=count + 1)
+        layers = tuple(path for path in layers if width(wider, path) == count + 1)
+    return layers
 
 
 # torchvision
 
 
-def _open_torchvision(
-    name: str,
-    tag: str,
-    classes: int,
-    pretrained: bool | Path,
-    head: Head | nn.Module | Factory | None,
-    image_size: int | None,
-) -> Opened:
+def _open_torchvision(name: str, tag: str, wish: Wish) -> Opened:
     weights = torchvision.models.get_model_weights(name)[tag or "DEFAULT"]
     if weights.meta["categories"] is None:
         raise BackboneError(
@@ -178,25 +255,22 @@ def _open_torchvision(
             "weights of a whole network",
             "Leave the tag out: the name alone takes the usual weights.",
         )
-    path = fetch(weights.url, f"torchvision/{name}") if pretrained is True else pretrained
-    network = torchvision.models.get_model(name, weights=None, **_implied(name, weights, fresh=path is False))
+    reuse = _plan(wish, torchvision_classes(weights))
+    path = fetch(weights.url, f"torchvision/{name}") if wish.pretrained is True else wish.pretrained
+    arguments = _implied(name, weights, fresh=path is False)
+    network = torchvision.models.get_model(name, weights=None, num_classes=wish.classes, **arguments)
     drop_auxiliary(network)
-    paths = put_head(network, last_layer(network), Head() if head is None else head, classes)
-    if isinstance(path, Path):
-        load_backbone(network, paths, path, f"torchvision {name}")
+    layers = last_layer(network)
+    given = load_backbone(network, layers, path, f"torchvision {name}") if isinstance(path, Path) else None
+    paths = finish_head(network, layers, layers, wish, reuse, given)
     preprocessing = Preprocessing.from_torchvision(weights.transforms())
     return Opened(
         network,
         paths,
-        preprocessing.at_size(image_size) if image_size else preprocessing,
-        {
-            "library": "torchvision",
-            "name": f"{name}.{weights.name}",
-            "classes": classes,
-            "head": _head_values(head),
-            "image_size": image_size,
-        },
-        f"torchvision {name} ({weights_words(pretrained, weights.name)})",
+        preprocessing.at_size(wish.image_size) if wish.image_size else preprocessing,
+        _description("torchvision", f"{name}.{weights.name}", wish),
+        f"torchvision {name} ({weights_words(wish.pretrained, weights.name)})",
+        reuse,
     )
 
 
@@ -208,13 +282,13 @@ def _implied(name: str, weights: Any, *, fresh: bool) -> dict[str, Any]:
         weights: torchvision's enum member.
         fresh: whether the first values matter; where they will be replaced, the slow ways to choose them are left out.
     """
-    arguments: dict[str, Any] = {"num_classes": len(weights.meta["categories"])}
+    arguments: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
-        arguments |= {"transform_input": True, "aux_logits": False, "init_weights": fresh}
+        arguments = {"transform_input": True, "aux_logits": False, "init_weights": fresh}
     if name.startswith("vgg"):
-        arguments["init_weights"] = fresh
+        arguments = {"init_weights": fresh}
     if name.startswith("vit_"):
-        arguments["image_size"] = weights.meta["min_size"][0]
+        arguments = {"image_size": weights.meta["min_size"][0]}
     return arguments
 
 
@@ -241,9 +315,3 @@ def rebuild(architecture: dict[str, Any]) -> Opened:
         head=None if head is None else Head(**{**head, "hidden": tuple(head["hidden"])}),
         image_size=architecture["image_size"],
     )
-
-
-def _head_values(head: Head | nn.Module | Factory | None) -> dict[str, Any] | str | None:
-    if isinstance(head, Head):
-        return {"hidden": list(head.hidden), "dropout": head.dropout, "init": head.init, "at": head.at}
-    return None if head is None else "own"

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from headstart.errors import CheckpointError, listing
 from headstart.files import write_atomically
+from headstart.model.weights import DESCRIPTION
 
 FORMAT = 1
 """Version of the description; a file with a higher one is refused."""
-_KEY = "headstart"
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -52,7 +52,7 @@ def write_weights(path: Path, state: Mapping[str, Tensor], description: Mapping[
         kept[name] = values.clone() if shared else values
         storages.add(kept[name].untyped_storage().data_ptr())
     words = json.dumps({**description, "format": FORMAT, "aliases": aliases}, sort_keys=True)
-    header = {_KEY: words, "sha256": _digest(kept, words)}
+    header = {DESCRIPTION: words, "sha256": _digest(kept, words)}
     write_atomically(path, lambda temporary: _save(kept, temporary, header))
 
 
@@ -73,13 +73,13 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: the file is missing, cut short, changed, not headstart's, or of a later version.
     """
     state, header = _read(path)
-    if _KEY not in header:
+    if DESCRIPTION not in header:
         raise CheckpointError(
             f"{path}, which headstart did not write",
             "a file that learner.save(path) or a ModelCheckpoint wrote",
             "Weights of a bare architecture go into Learner(name, data, pretrained=path).",
         )
-    words = header[_KEY]
+    words = header[DESCRIPTION]
     if header.get("sha256") != _digest(state, words):
         raise CheckpointError(
             f"{path}, whose content does not match its own digest",
@@ -140,7 +140,7 @@ def is_ours(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         begins = file.read(9)[8:]  # behind its length stands the header of a safetensors file, which is JSON
-    return begins == b"{" and _KEY in _read(path)[1]
+    return begins == b"{" and DESCRIPTION in _read(path)[1]
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
