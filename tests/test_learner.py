@@ -261,7 +261,8 @@ def test_the_same_seed_gives_the_same_head_and_leaves_chance_to_the_user() -> No
     data = ImageData.from_loaders(pairs(2, side=32), classes=3)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    heads = [Learner("resnet18", data, pretrained=False, seed=seed).model.fc.weight for seed in (0, 0, 1)]
+    xavier = Head(init="xavier")
+    heads = [Learner("resnet18", data, pretrained=False, head=xavier, seed=seed).model.fc.weight for seed in (0, 0, 1)]
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.model.backbone import Backbone, Layer
+from headstart.model.head import Head
 from headstart.model.zoo import open_network
 
 
@@ -217,7 +218,7 @@ def test_a_network_that_is_all_head_has_one_row() -> None:
 
 
 def test_weights_that_were_changed_by_hand_between_two_evaluations_are_seen() -> None:
-    opened = open_network("levit_128s", 2, pretrained=False)
+    opened = open_network("levit_128s", 2, pretrained=False, head=Head(init="xavier"))
     network, backbone = opened.network.eval(), Backbone(opened)
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     state = {name: value.clone() for name, value in network.state_dict().items()}

@@ -30,10 +30,9 @@ class Head:
     Args:
         hidden: widths of the layers before the last one; empty is the last one alone.
         dropout: share of the features that the last layer does not see in training, in [0, 1).
-        init: of the last layer, whose bias starts at zero: `"default"` draws weights so small, 0.01 / sqrt(features),
-            that every class starts with about the same probability whatever the network; `"zero"` makes these equal,
-            as ViT does for fine-tuning (Dosovitskiy et al., 2021); `"small"` draws weights of 0.01; `"xavier"` follows
-            Glorot and Bengio (2010).
+        init: of the last layer, whose bias starts at zero: `"default"` and `"zero"` begin with equal probabilities,
+            whatever the features, as ViT does for fine-tuning (Dosovitskiy et al., 2021, section 3.2); `"small"` draws
+            weights of 0.01; `"xavier"` follows Glorot and Bengio (2010).
         reuse: what the new head takes over of the old one: `"auto"` starts each class that the weights know by the same
             name as they have learned it, a mapping such as `{"hotdog": "hotdog, hot dog, red hot"}` names a class of
             the weights for some of yours, None takes nothing.
@@ -141,14 +140,12 @@ def initialise(layer: nn.Module, init: Init = "default") -> None:
     """Give a layer that makes classes new values."""
     if not isinstance(layer, _Layer):
         return
-    if init == "zero":
-        nn.init.zeros_(layer.weight)
-    elif init == "small":
+    if init == "small":
         nn.init.normal_(layer.weight, std=0.01)
     elif init == "xavier":
         nn.init.xavier_uniform_(layer.weight)
     else:
-        nn.init.normal_(layer.weight, std=0.01 / layer.weight[0].numel() ** 0.5)
+        nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
