@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms.functional import pil_to_tensor
 
-from headstart import ImageData, Learner
+from headstart import Head, ImageData, Learner
 from headstart.errors import BackboneError, ConfigError, DataError
 
 
@@ -299,9 +299,8 @@ def test_without_a_network_the_error_comes_before_a_picture_is_read(
 
 
 def test_several_threads_may_ask_at_once() -> None:
-    learner = Learner(
-        "test_resnet", ImageData.from_loaders(pairs(4, side=32), classes=3), pretrained=False, device="cpu"
-    )
+    data = ImageData.from_loaders(pairs(4, side=32), classes=3)
+    learner = Learner("test_resnet", data, pretrained=False, head=Head(init="xavier"), device="cpu")
     images = [torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
     alone = [learner.predict(one).probabilities for one in images]
     before = weights(learner)

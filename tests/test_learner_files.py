@@ -1,5 +1,8 @@
 """What a Learner keeps: a saved one answers the same to the bit, and a file that is not right says what it is."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from headstart.errors import CheckpointError, ConfigError, DataError
 from headstart.training.checkpoint import read_weights, write_weights
 
 SMALL = "torchvision/shufflenet_v2_x0_5"
+PLAIN = Head(init="xavier")  # the network's own form of head, with something to tell
 
 
 def named_learner(model: str, size: int = 32, **options: Any) -> Learner:
@@ -38,16 +42,16 @@ def saved(tmp_path: Path) -> tuple[Learner, Path]:
 @pytest.mark.parametrize(
     ("model", "size", "head"),
     [
-        ("resnet18.a1_in1k", 32, None),
-        ("torchvision/squeezenet1_1", 32, Head(hidden=(8,), dropout=0.1)),
-        ("torchvision/mnasnet0_5", 32, None),
-        ("torchvision/googlenet", 32, None),
+        ("resnet18.a1_in1k", 32, PLAIN),
+        ("torchvision/squeezenet1_1", 32, Head(hidden=(8,), dropout=0.1, init="xavier")),
+        ("torchvision/mnasnet0_5", 32, PLAIN),
+        ("torchvision/googlenet", 32, PLAIN),
         ("convnext_atto", 32, Head(hidden=(16, 8), init="small", at="head.fc")),
-        ("levit_128s", 224, None),
-        ("coat_tiny", 224, None),  # has tensors of several names
+        ("levit_128s", 224, PLAIN),
+        ("coat_tiny", 224, PLAIN),  # has tensors of several names
     ],
 )
-def test_a_loaded_learner_answers_the_same_to_the_bit(tmp_path: Path, model: str, size: int, head: Head | None) -> None:
+def test_a_loaded_learner_answers_the_same_to_the_bit(tmp_path: Path, model: str, size: int, head: Head) -> None:
     learner = named_learner(model, size, head=head)
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     before = learner.predict(images)
@@ -123,7 +127,7 @@ def test_pictures_of_another_size_than_the_files_are_refused(shapes_folder: Path
 def test_a_pipeline_of_ones_own_has_to_be_given_again(shapes_folder: Path, tmp_path: Path) -> None:
     pipeline = v2.Compose([v2.Resize((32, 32)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     data = ImageData.from_folder(shapes_folder, eval_transform=pipeline, workers=0)
-    learner = Learner(SMALL, data, pretrained=False, device="cpu")
+    learner = Learner(SMALL, data, pretrained=False, head=PLAIN, device="cpu")
     path = learner.save(tmp_path / "w.safetensors")
     picture = shapes_folder / "val" / "circle" / "24.jpg"
     before = learner.predict(picture).probabilities
@@ -359,7 +363,7 @@ def test_a_loaded_learner_goes_on_with_the_loss_metrics_and_optimizer_it_is_give
         "seed": 3,
     }
     data = ImageData.from_loaders(pairs(3, 2, side=32), pairs(4, side=32), classes=CLASSES)
-    learner = Learner(SMALL, data, pretrained=False, device="cpu", **options)
+    learner = Learner(SMALL, data, pretrained=False, head=Head(init="small"), device="cpu", **options)
     file = learner.save(tmp_path / "w.safetensors")
     loaded = Learner.load(file, data, "cpu", **options)
     assert loaded.evaluate() == learner.evaluate()
@@ -370,3 +374,65 @@ def test_a_loaded_learner_goes_on_with_the_loss_metrics_and_optimizer_it_is_give
     error = refusal(ConfigError, lambda: Learner.load(file, data, metrics=("f1", 5), seed=-1))  # type: ignore[arg-type]
     assert error.arrived == "metrics=['f1', 5], seed=-1"
     assert "sgd" in refusal(ConfigError, lambda: Learner.load(file, data, optimizer="sgdd")).todo
+
+
+# Without headstart
+
+ALONE = """
+import json, sys
+sys.modules["headstart"] = None  # as where it is not installed
+import torch
+from safetensors import safe_open
+
+for file in sys.argv[1:]:
+    with safe_open(file, framework="pt") as opened:
+        description = json.loads(opened.metadata()["headstart"])
+    lines = description["without_headstart"].replace("this-file.safetensors", file)
+    assert len(lines.splitlines()) == 5 or "set_submodule" in lines
+    scope = {}
+    exec(lines, scope)
+    images = torch.load(file + ".images", weights_only=True)
+    with torch.no_grad():
+        torch.save(scope["network"](images), file + ".logits")
+"""
+
+
+FEW: list[tuple[str, int, Head]] = [
+    ("resnet18.a1_in1k", 32, PLAIN),
+    ("coat_tiny", 224, PLAIN),
+    ("levit_128s", 224, Head(hidden=(8,), dropout=0.1, init="xavier")),
+    ("torchvision/mobilenet_v2", 32, Head(at="classifier", init="xavier")),
+    ("torchvision/googlenet", 32, PLAIN),
+]
+MORE: list[tuple[str, int, Head]] = [
+    ("caformer_s18", 64, PLAIN),
+    ("repvit_m0_9", 64, PLAIN),
+    ("torchvision/squeezenet1_1", 32, Head(dropout=0.2, init="xavier")),
+    ("torchvision/inception_v3", 96, PLAIN),
+    ("torchvision/vit_b_16.IMAGENET1K_SWAG_E2E_V1", 384, PLAIN),
+    ("torchvision/maxvit_t", 224, PLAIN),
+    ("torchvision/vgg11", 32, PLAIN),
+]
+
+
+@pytest.mark.parametrize("cases", [FEW, pytest.param(MORE, marks=pytest.mark.slow)])
+def test_a_file_tells_how_the_libraries_alone_open_it(tmp_path: Path, cases: list[tuple[str, int, Head]]) -> None:
+    files, wanted = [], []
+    for number, (model, size, head) in enumerate(cases):
+        learner = named_learner(model, size, head=head)
+        files.append(str(learner.save(tmp_path / f"{number}.safetensors")))
+        images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(number))
+        torch.save(images, files[-1] + ".images")
+        with torch.no_grad():
+            # In the libraries' own memory format: in another one last bits differ.
+            wanted.append(learner.model.eval().to(memory_format=torch.contiguous_format)(images))
+    command = [sys.executable, "-c", ALONE, *files]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # noqa: S603 - our own words
+    for (model, _, _), file, logits in zip(cases, files, wanted, strict=True):
+        assert torch.equal(torch.load(file + ".logits", weights_only=True), logits), model
+
+
+def test_a_file_with_code_of_the_users_own_tells_no_recipe(tmp_path: Path) -> None:
+    for learner in (made_learner(), named_learner("resnet18", head=nn.Linear(512, 3))):
+        _, description = read_weights(learner.save(tmp_path / "own.safetensors"))
+        assert description["without_headstart"] == ""

@@ -72,6 +72,7 @@ class Backbone:
         self.network = opened.network
         self.preprocessing = opened.preprocessing
         self.architecture = opened.architecture
+        self.recipe = opened.recipe
         self.head_paths = opened.head
         modules = [self.network.get_submodule(path) for path in opened.head]
         self.head = list({id(p): p for module in modules for p in module.parameters()}.values())

@@ -1,6 +1,6 @@
 """A network that has been opened, and what every way of opening one shares: its classifier, a new head, a rehearsal."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,9 @@ from headstart.errors import BackboneError
 from headstart.model.head import Factory, Head, demand_module, replace_head
 from headstart.model.reuse import Reuse, Rows, begin_as_known
 from headstart.model.weights import AUXILIARY
+
+THIS_FILE = "this-file.safetensors"
+"""What a recipe calls the file that it stands in."""
 
 
 class Wish(NamedTuple):
@@ -55,6 +58,7 @@ class Opened:
         architecture: plain values from which `rebuild` makes the same network again; empty for the user's own.
         description: one line for the user: what was opened, with which weights.
         reuse: which classes begin as the weights know them, where that was asked for.
+        recipe: lines of code that make the same network without headstart and load a saved file into it.
     """
 
     network: nn.Module
@@ -63,6 +67,7 @@ class Opened:
     architecture: dict[str, Any] = field(default_factory=dict)
     description: str = ""
     reuse: Reuse | None = None
+    recipe: str = ""
 
     @property
     def name(self) -> str:
@@ -91,6 +96,36 @@ def timm_head(network: nn.Module, name: str) -> tuple[str, ...]:
             "Choose another network, or wrap this one in a module of your own that ends in a Linear layer.",
         )
     return tuple(outermost)
+
+
+def recipe(library: str, call: str, network: nn.Module, placed: Iterable[str]) -> str:
+    """Write the code that makes a network without headstart and loads a saved file into it.
+
+    Args:
+        library: what to import.
+        call: the expression that makes the network with the library's own head.
+        network: as it is now.
+        placed: paths of what a Head has put there.
+    """
+    modules = [(path, network.get_submodule(path)) for path in placed]
+    return "\n".join(
+        (
+            f"import {library}",
+            "from safetensors.torch import load_model",
+            *(["from torch import nn"] if modules else []),
+            f"network = {call}",
+            *(f'network.set_submodule("{path}", {_code(module)})' for path, module in modules),
+            f'load_model(network, "{THIS_FILE}")',
+            "network.eval()",
+        )
+    )
+
+
+def _code(module: nn.Module) -> str:
+    """Write a head, which is a layer or a Sequential of layers, as code."""
+    if isinstance(module, nn.Sequential):
+        return f"nn.Sequential({', '.join(map(_code, module))})"
+    return f"nn.{module!r}"
 
 
 def drop_auxiliary(network: nn.Module) -> None:

@@ -24,7 +24,7 @@ from headstart.errors import BackboneError, CheckpointError, ConfigError, listin
 from headstart.files import as_path
 from headstart.model.head import Factory, Head, class_layers, demand_width, last_layer, width
 from headstart.model.names import imagenet_classes, torchvision_classes
-from headstart.model.opened import Opened, Wish, drop_auxiliary, finish_head, rehearse, timm_head, weights_words
+from headstart.model.opened import Opened, Wish, drop_auxiliary, finish_head, recipe, rehearse, timm_head, weights_words
 from headstart.model.own import open_own
 from headstart.model.reuse import Reuse, Source, plan_reuse
 from headstart.model.weights import classes_in, fetch, load_backbone, telling_failures, timm_source
@@ -81,7 +81,7 @@ def _works_without_values(opener: Callable[[str, str, Wish], Opened], name: str,
     """Try a wish on a network without values, so that what cannot work is told before anything is downloaded.
 
     Returns:
-        Whether it works; False where a network cannot be built or run without values.
+        Whether it works; False where nobody can tell, for some networks cannot be built or run without values.
     """
     head = copy.deepcopy(wish.head)
     if isinstance(head, nn.Module):
@@ -173,6 +173,15 @@ def _plan(wish: Wish, known: Source | None) -> Reuse | None:
     return plan_reuse(wish.reusing, wish.names, known)
 
 
+def _recipe(library: str, call: str, network: nn.Module, layers: tuple[str, ...], wish: Wish) -> str:
+    """Write how the library alone makes the network again; nothing where the head is code of the user's."""
+    if wish.is_plain:
+        return recipe(library, call, network, ())
+    if not isinstance(wish.head, Head):
+        return ""
+    return recipe(library, call, network, layers if wish.head.at is None else (wish.head.at,))
+
+
 def _description(library: str, name: str, wish: Wish) -> dict[str, Any]:
     """Give the plain values from which `rebuild` makes the network again."""
     head: dict[str, Any] | str | None = None if wish.is_plain else "own"
@@ -219,6 +228,7 @@ def _open_timm(name: str, tag: str, wish: Wish) -> Opened:
         _description("timm", full, wish),
         f"timm {name} ({weights_words(wish.pretrained, used)})",
         reuse,
+        _recipe("timm", f'timm.create_model("{full}", num_classes={wish.classes})', network, layers, wish),
     )
 
 
@@ -271,6 +281,7 @@ def _open_torchvision(name: str, tag: str, wish: Wish) -> Opened:
         _description("torchvision", f"{name}.{weights.name}", wish),
         f"torchvision {name} ({weights_words(wish.pretrained, weights.name)})",
         reuse,
+        _recipe("torchvision", _torchvision_call(name, weights, wish.classes), network, layers, wish),
     )
 
 
@@ -290,6 +301,12 @@ def _implied(name: str, weights: Any, *, fresh: bool) -> dict[str, Any]:
     if name.startswith("vit_"):
         arguments = {"image_size": weights.meta["min_size"][0]}
     return arguments
+
+
+def _torchvision_call(name: str, weights: Any, classes: int) -> str:
+    """Write the call that makes a network as its weights need it."""
+    arguments = {"num_classes": classes, **_implied(name, weights, fresh=False)}
+    return f'torchvision.models.get_model("{name}", {", ".join(f"{key}={value}" for key, value in arguments.items())})'
 
 
 # built again

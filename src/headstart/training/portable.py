@@ -43,6 +43,7 @@ def describe(backbone: Backbone, data: ImageData, precision: str) -> dict[str, A
         "batch_size": data.batch_size,
         "precision": precision,
         "own_eval_transform": data.eval_transform is not None,
+        "without_headstart": backbone.recipe,
     }
 
 
