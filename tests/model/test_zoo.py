@@ -299,6 +299,62 @@ def test_a_head_that_does_not_fit_is_refused_at_the_door(model: str, head: Any, 
     assert "head=" in error.arrived
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "arrived"),
+    [
+        ("resnet18", {"head": nn.Linear(512, 4)}, "a head that gives 4 numbers"),
+        ("resnet18", {"head": nn.Linear(100, 3)}, "fails at 224 x 224 pixels"),
+        ("torchvision/resnet18", {"head": nn.Sequential(nn.Linear(100, 3))}, "fails at 224 x 224 pixels"),
+        (
+            "resnet18",
+            {"head": lambda features, classes: nn.Linear(features, classes + 1)},
+            "a head that gives 4 numbers",
+        ),
+        ("resnet18", {"head": Head(at="fcc")}, "the module path 'fcc'"),
+        ("torchvision/resnet18", {"head": Head(at="layer4.bn3")}, "the module path 'layer4.bn3'"),
+        ("resnet18", {"head": Head(at="bn1")}, "'bn1', a BatchNorm2d that does not say"),
+        ("dla34", {"image_size": 20}, "fails at 20 x 20 pixels"),
+        ("vit_tiny_patch16_224", {"image_size": 96}, "image_size=96"),
+        ("mobilenetv5_300m_enc", {}, "an encoder without a classifier"),
+        ("resnet18", {"head": Head(reuse={"cat": "tabyy"})}, "no class of imagenet-1k"),
+        ("torchvision/resnet18", {"head": Head(reuse={"cat": "tabyy"})}, "no class of torchvision's IMAGENET1K_V1"),
+        ("resnet81", {}, "the model 'resnet81'"),
+    ],
+)
+def test_what_cannot_work_is_told_before_anything_is_downloaded(
+    monkeypatch: pytest.MonkeyPatch, model: str, options: dict[str, Any], arrived: str
+) -> None:
+    def fail(*arguments: Any, **_: Any) -> None:
+        raise AssertionError("asked for weights")
+
+    monkeypatch.setattr("headstart.model.zoo.fetch", fail)
+    monkeypatch.setattr("headstart.model.zoo.timm_source", fail)
+    error = refusal(BackboneError, lambda: open_network(model, ("cat", "dog", "owl"), **options))
+    assert arrived in error.arrived
+
+
+def test_a_network_that_cannot_be_tried_without_values_is_tried_with_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    torch.save(torchvision.models.regnet_x_400mf().state_dict(), tmp_path / "regnet.pth")
+    monkeypatch.setattr("headstart.model.zoo.fetch", lambda url, name: tmp_path / "regnet.pth")
+    opened = open_network("torchvision/regnet_x_400mf", 3, head=Head(hidden=(6,)))
+    assert isinstance(opened.network.fc, nn.Sequential)
+    error = refusal(BackboneError, lambda: open_network("torchvision/regnet_x_400mf", 3, head=nn.Linear(9, 3)))
+    assert "fails at 224 x 224 pixels" in error.arrived
+
+
+def test_a_head_of_ones_own_is_put_in_as_it_is_after_it_was_tried(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
+    monkeypatch.setattr("headstart.model.zoo.fetch", lambda url, name: tmp_path / "resnet18.pth")
+    head = nn.Linear(512, 3)
+    opened = open_network("torchvision/resnet18", 3, head=head)
+    assert opened.network.fc is head
+    assert head.weight.device.type == "cpu"
+
+
 # Sizes
 
 
