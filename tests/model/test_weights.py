@@ -229,6 +229,41 @@ def test_weights_of_another_architecture_are_told_by_what_is_missing_surplus_and
     assert equal(net.state_dict(), before)
 
 
+def as_its_authors_wrote_it(name: str) -> str:
+    """Give the name that Facebook's ConvNeXt has for a tensor of timm's."""
+    for pattern, theirs in (
+        (r"^stem\.", "downsample_layers.0."),
+        (r"^stages\.(\d+)\.downsample\.", r"downsample_layers.\1."),
+        (r"^stages\.(\d+)\.blocks\.", r"stages.\1."),
+        (r"conv_dw", "dwconv"),
+        (r"mlp\.fc", "pwconv"),
+        (r"^head\.norm\.", "norm."),
+        (r"^head\.fc\.", "head."),
+    ):
+        name = re.sub(pattern, theirs, name)
+    return name
+
+
+def test_a_file_in_the_format_of_its_authors_is_read_as_timm_does(tmp_path: Path) -> None:
+    source, target = (timm.create_model("convnext_atto", num_classes=classes) for classes in (5, 3))
+    state = source.state_dict()
+    theirs = {as_its_authors_wrote_it(name): value for name, value in state.items()}
+    assert len(theirs) == len(state)
+    assert not theirs.keys() & {"stem.0.weight", "head.norm.weight", "stages.0.blocks.0.conv_dw.weight"}
+    torch.save({"model": theirs}, tmp_path / "facebook.pth")
+    rows = load_backbone(target, ("head.fc",), tmp_path / "facebook.pth", "timm convnext_atto")
+    found = target.state_dict()
+    assert equal({name: found[name] for name in found if not name.startswith("head.fc")}, {
+        name: value for name, value in state.items() if not name.startswith("head.fc")
+    })  # fmt: skip
+    assert equal(rows, {name: state[name] for name in ("head.fc.weight", "head.fc.bias")})
+    theirs.pop("downsample_layers.0.0.weight")
+    torch.save(theirs, tmp_path / "facebook.pth")
+    error = refusal(BackboneError, lambda: load_backbone(target, ("head.fc",), tmp_path / "facebook.pth", "mine"))
+    assert "missing" in error.arrived
+    assert equal(target.state_dict(), found)
+
+
 # What libraries raise
 
 

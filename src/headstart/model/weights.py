@@ -5,8 +5,9 @@ Reading never runs code that may be in a file; what cannot be had is said within
 
 import json
 import re
+import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -180,25 +181,54 @@ def load_backbone(network: nn.Module, layers: tuple[str, ...], path: Path, name:
         BackboneError: it is of another architecture; what is missing and what is too much is told.
     """
     own = network.state_dict()
+    left_out = (*layers, *AUXILIARY)
     state = named_as(own, read_state(path))
-
-    def is_left_out(name: str) -> bool:
-        return any(name == path or name.startswith(f"{path}.") for path in (*layers, *AUXILIARY))
-
-    wanted = {name: value for name, value in own.items() if not is_left_out(name)}
-    given = {name: value for name, value in state.items() if not is_left_out(name)}
-    missing, surplus = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    unfit = sorted(name for name in wanted.keys() & given.keys() if wanted[name].shape != given[name].shape)
-    if missing or surplus or unfit:
-        found = [("missing", missing), ("not known to it", surplus), ("of another shape", unfit)]
-        words = "; ".join(f"{len(names)} {what} ({listing(names, 3)})" for what, names in found if names)
+    if misfits(own, state, left_out):
+        state = _as_timm_reads_it(network, state, left_out)
+    given = {name: value for name, value in state.items() if not _is_in(name, left_out)}
+    if words := misfits(own, state, left_out):
+        count = sum(not _is_in(key, left_out) for key in own)
         raise BackboneError(
-            f"{path} with {len(given)} tensors for {name}, which has {len(wanted)}: {words}",
+            f"{path} with {len(given)} tensors for {name}, which has {count}: {words}",
             "weights of the same architecture, under the library's own names",
             "Check the model name: timm and torchvision name the same network's tensors differently.",
         )
     load_state(network, given, strict=False)
     return {name: value for name, value in state.items() if name not in given}
+
+
+def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], left_out: Iterable[str] = ()) -> str:
+    """Say what of a network a file lacks, has too much or has in another shape; nothing where it fits.
+
+    Args:
+        own: the network's `state_dict`.
+        state: the file's.
+        left_out: paths of modules that do not count.
+
+    Example:
+        >>> misfits({"fc.weight": torch.zeros(2), "bn.bias": torch.zeros(1)}, {"fc.weight": torch.zeros(3)})
+        '1 missing (bn.bias); 1 of another shape (fc.weight)'
+    """
+    wanted, given = ({name for name in names if not _is_in(name, left_out)} for names in (own, state))
+    unfit = {name for name in wanted & given if own[name].shape != state[name].shape}
+    found = [("missing", wanted - given), ("not known to it", given - wanted), ("of another shape", unfit)]
+    return "; ".join(f"{len(names)} {what} ({listing(sorted(names), 3)})" for what, names in found if names)
+
+
+def _is_in(name: str, paths: Iterable[str]) -> bool:
+    return any(name == path or name.startswith(f"{path}.") for path in paths)
+
+
+def _as_timm_reads_it(network: nn.Module, state: dict[str, Tensor], left_out: Iterable[str]) -> dict[str, Tensor]:
+    """Give a file in the format of its authors under timm's names, where timm has a converter for the family."""
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return state
+    try:
+        converted = named_as(network.state_dict(), convert(dict(state), network))
+    except Exception:  # a converter fails in its own way at a file that it is not for; what does not fit is told below
+        return state
+    return state if misfits(network.state_dict(), converted, left_out) else converted
 
 
 def classes_in(path: Path) -> tuple[str, ...] | None:
