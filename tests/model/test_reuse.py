@@ -315,4 +315,21 @@ def test_a_file_without_a_classifier_has_nothing_to_reuse(tmp_path: Path) -> Non
         BackboneError,
         lambda: open_network("test_resnet", ("bees",), pretrained=tmp_path / "body.pth", head=Head(reuse="auto")),
     )
-    assert "without a classifier" in error.arrived
+    assert "nothing that the weights know" in error.arrived
+
+
+def test_a_head_elsewhere_reuses_what_it_replaces_and_nothing_else(tmp_path: Path) -> None:
+    old = timm.create_model("levit_128s")
+    torch.save(old.state_dict(), tmp_path / "old.pth")
+    opened = open_network(
+        "levit_128s", ("bees",), pretrained=tmp_path / "old.pth", head=Head(reuse="auto", at="head.linear")
+    )
+    assert torch.equal(opened.network.head.linear.weight[0], old.head.linear.weight[309])
+    assert torch.equal(opened.network.head_dist.linear.weight[0], old.head_dist.linear.weight[309])
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "small.pth")
+    elsewhere = Head(reuse="auto", at="layer4.0.conv1")
+    error = refusal(
+        BackboneError,
+        lambda: open_network("test_resnet", ("bees",), pretrained=tmp_path / "small.pth", head=elsewhere),
+    )
+    assert "nothing that the weights know in that place" in error.arrived

@@ -220,14 +220,15 @@ def finish_head(
     paths = put_head(network, paths, layers, head, wish.classes)
     if reuse is None or not isinstance(head, Head):
         return paths
-    if not old:
+    targets = {path: head.at if head.at is not None and is_within(path, head.at) else path for path in old}
+    if not any(is_within(target, path) for target in targets.values() for path in paths):
         raise BackboneError(
-            f"head={head!r} for weights without a classifier",
-            "weights of a whole network, its classes included",
-            "Leave reuse= out, or take other weights.",
+            f"head={head!r}, and nothing that the weights know in that place",
+            "the place of a classifier that comes with the weights",
+            "Leave at= out of the Head, or reuse=, or take weights of a whole network.",
         )
     for path, rows in old.items():
-        new = network.get_submodule(head.at or path)
+        new = network.get_submodule(targets[path])
         last = [module for module in new.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
         begin_as_known(last, rows, reuse, draw=head.init == "default")
     return paths
