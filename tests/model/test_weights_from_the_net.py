@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headstart.errors import BackboneError, CheckpointError
+from headstart.model.head import Head
 from headstart.model.weights import fetch
 from headstart.model.zoo import open_network
 
@@ -141,6 +142,8 @@ def test_torchvisions_weights_are_fetched_checked_and_loaded(
     assert backbones_equal(opened.network, squeezenet, "classifier")
     assert opened.network.classifier[1].out_channels == 3
     assert opened.description == "torchvision squeezenet1_1 (weights IMAGENET1K_V1)"
+    known = open_network("torchvision/squeezenet1_1", ("bees", "wasp"), head=Head(reuse="auto"))
+    assert torch.equal(known.network.classifier[1].weight[0], squeezenet["classifier.1.weight"][309])
     kept = caches / "torch" / "hub" / "checkpoints"
     assert [path.name for path in kept.iterdir()] == [Path(SQUEEZENET.url).name]
 
@@ -222,6 +225,20 @@ def test_the_head_is_new_although_the_weights_have_as_many_classes(vit: dict[str
     assert backbones_equal(opened.network, vit, "head")
     assert opened.network.head.weight.shape == vit["head.weight"].shape
     assert not torch.isclose(opened.network.head.weight, vit["head.weight"]).all(1).any()
+
+
+@pytest.mark.parametrize("head", [Head(reuse="auto"), Head(reuse={"bees": "bee"}, dropout=0.2)])
+def test_timms_weights_bring_what_they_know_of_the_classes(vit: dict[str, Tensor], head: Head) -> None:
+    opened = open_network("vit_tiny_patch16_224", ("bees", "wasp"), head=head)
+    last = opened.network.head[-1] if head.dropout else opened.network.head
+    assert backbones_equal(opened.network, vit, "head")
+    assert torch.equal(last.weight[0], vit["head.weight"][309])
+    assert torch.equal(last.bias[0], vit["head.bias"][309])
+    assert not torch.isclose(last.weight[1], vit["head.weight"]).all(1).any()
+    own = {name: value.shape for name, value in opened.network.state_dict().items() if not name.startswith("head")}
+    plain = timm.create_model("vit_tiny_patch16_224", num_classes=2)
+    assert own.keys() == {name for name in plain.state_dict() if not name.startswith("head")}
+    assert opened.network.num_classes == plain.num_classes
 
 
 def test_timm_without_a_network_fails_at_once_and_names_file_and_ways_out(

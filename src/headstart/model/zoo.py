@@ -152,12 +152,12 @@ def _torchvision_names() -> list[str]:
     return found
 
 
-def _plan(wish: Wish, known: Source | None) -> Reuse | None:
+def _plan(wish: Wish, known: Callable[[], Source | None]) -> Reuse | None:
     """Find out which classes begin as the weights know them, where that is asked for.
 
     Args:
         wish: with a head that may reuse the old one.
-        known: the classes of the library's weights.
+        known: gives the classes of the library's weights.
     """
     if wish.reusing is None:
         return None
@@ -168,9 +168,8 @@ def _plan(wish: Wish, known: Source | None) -> Reuse | None:
             "Pass pretrained=True, or the path of a file; or leave reuse= out.",
         )
     own = classes_in(wish.pretrained) if isinstance(wish.pretrained, Path) else None
-    if own is not None:
-        known = Source(tuple((name,) for name in own), str(wish.pretrained))
-    return plan_reuse(wish.reusing, wish.names, known)
+    source = known() if own is None else Source(tuple((name,) for name in own), str(wish.pretrained))
+    return plan_reuse(wish.reusing, wish.names, source)
 
 
 def _recipe(library: str, call: str, network: nn.Module, layers: tuple[str, ...], wish: Wish) -> str:
@@ -203,15 +202,12 @@ def _open_timm(name: str, tag: str, wish: Wish) -> Opened:
     full = f"{name}.{tag}" if tag else name
     config = timm.get_pretrained_cfg(full)
     _demand_size(full, config, wish.image_size)
-    known = imagenet_classes(getattr(config, "num_classes", 0))
-    reuse = _plan(wish, known)
+    reuse = _plan(wish, lambda: imagenet_classes(getattr(config, "num_classes", 0)))
+    source = timm_source(full, config) if wish.pretrained is True else {}
     # The old head comes along where the new one takes over some of it.
     count = config.num_classes if reuse and wish.pretrained is True else wish.classes
-    options: dict[str, Any] = {"num_classes": count}
-    if wish.pretrained is True:
-        options |= timm_source(full, config)
     with telling_failures(full):
-        network = timm.create_model(full, pretrained=wish.pretrained is True, **options)
+        network = timm.create_model(full, pretrained=wish.pretrained is True, num_classes=count, **source)
     paths = timm_head(network, full)
     layers = _timm_layers(network, paths, full, count)
     given = None
@@ -265,7 +261,7 @@ def _open_torchvision(name: str, tag: str, wish: Wish) -> Opened:
             "weights of a whole network",
             "Leave the tag out: the name alone takes the usual weights.",
         )
-    reuse = _plan(wish, torchvision_classes(weights))
+    reuse = _plan(wish, lambda: torchvision_classes(weights))
     path = fetch(weights.url, f"torchvision/{name}") if wish.pretrained is True else wish.pretrained
     arguments = _implied(name, weights, fresh=path is False)
     network = torchvision.models.get_model(name, weights=None, num_classes=wish.classes, **arguments)
