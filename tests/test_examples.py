@@ -129,6 +129,17 @@ def test_ants_and_bees_are_trained_in_three_ways(run, cloth, tmp_path):
     assert Path("runs/ants_bees/curves.png").is_file()
 
 
+def test_reuse_is_compared_with_a_head_that_begins_at_zero(run, cloth, tmp_path):
+    torch.save(timm.create_model("resnet18", num_classes=2).state_dict(), tmp_path / "zoo.pth")
+    classes = sorted(path.name for path in (cloth / "train").iterdir())
+    (tmp_path / "zoo.txt").write_text(f"zebra\n{classes[0]}\n")
+    options = ["--weights", "zoo.pth", "--source-classes", "zoo.txt", "--image-size", 32, "--seeds", 0]
+    printed = run("reuse.py", "--data", cloth, *options, "--epochs", 0, 1)
+    assert f"{classes[0]}" in printed
+    assert "begins as" in printed
+    assert printed.count("head alone  ") == printed.count("fine-tuned  ") == 2
+
+
 def test_the_loop_by_hand_trains(run, cloth, tmp_path):
     torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "squeezenet1_1.pth")
     options = ["--model", "squeezenet1_1", "--weights", "squeezenet1_1.pth", "--epochs", 1]
