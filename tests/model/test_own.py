@@ -69,6 +69,7 @@ def test_a_head_may_replace_any_module_of_ones_own_network(tiny_network: Callabl
     network = tiny_network(10)
     network.fc = nn.Identity()
     network.last = nn.Identity()
+    network.stage2 = network.stage2[:1]
     opened = open_network(network, 3, head=Head(at="stage2.0"))
     assert opened.head == ("stage2.0",)
     error = refusal(BackboneError, lambda: open_network(tiny_network(10), 3, head=Head(at="fcc")))
@@ -194,3 +195,37 @@ def test_the_side_branches_of_ones_own_network_are_taken_off(make: Callable[...,
     open_network(network, 3)
     network.train()
     assert isinstance(network(torch.zeros(2, 3, 96, 96)), Tensor)
+
+
+class Gated(nn.Module):
+    """A network whose classifier is registered before what acts before it."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.classifier = nn.Linear(6, classes)
+        self.gate = nn.Linear(6, 6)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.features(images)
+        answer: Tensor = self.classifier(features * torch.sigmoid(self.gate(features)))
+        return answer
+
+
+@pytest.mark.parametrize("head", [Head(), Head(hidden=(4,)), nn.Linear(6, 3), nn.Linear])
+def test_a_new_head_stands_where_the_network_answers(head: Any) -> None:
+    network = Gated(1000)
+    gate = network.gate
+    assert open_network(network, 3, head=head).head == ("classifier",)
+    assert network.gate is gate
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+
+
+def test_a_head_that_does_not_fit_where_it_is_put_is_refused_at_the_door() -> None:
+    error = refusal(BackboneError, lambda: open_network(Gated(1000), 3, head=Head(at="gate")))
+    assert "fails at 224 x 224 pixels" in error.arrived
+
+
+def test_a_network_that_cannot_be_run_here_gets_its_head_where_the_last_layer_is() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 10))
+    assert open_network(network, 3, head=Head()).head == ("3",)

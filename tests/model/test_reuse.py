@@ -57,11 +57,23 @@ def test_a_mapping_takes_what_it_names_and_nothing_else() -> None:
     assert matched(["ants", "snack"], SOURCE, {"snack": "red hot"}) == {"snack": 0}
 
 
+def test_a_mapping_reads_names_as_auto_does() -> None:
+    assert matched(["snack"], SOURCE, {"snack": "Hot-Dogs"}) == {"snack": 0}
+
+
+def test_a_name_of_several_classes_is_told_apart_by_what_only_one_goes_by() -> None:
+    source = imagenet_classes(1000)
+    assert source is not None
+    error = refusal(BackboneError, lambda: matched(["bird"], source, {"bird": "crane"}))
+    assert error.needed == "a name that only one of them has: 'n02012849', 'n03126707'"
+    assert matched(["bird"], source, {"bird": "n02012849"}) == {"bird": 134}
+
+
 @pytest.mark.parametrize(
     ("kind", "reuse", "arrived", "todo"),
     [
         (BackboneError, {"snack": "hotdig"}, "no class of a source", "'hotdog'"),
-        (BackboneError, {"snack": "crane"}, "a name of 2 classes of a source", "full name"),
+        (BackboneError, {"snack": "crane"}, "a name of 2 classes of a source", "only the one you mean"),
         (ConfigError, {"snak": "hotdog"}, "reuse for snak", "'snack'"),
     ],
 )
@@ -131,7 +143,7 @@ def test_known_classes_get_their_rows_bit_for_bit_and_others_are_of_the_same_sca
     old = rows(7)
     if isinstance(layer, nn.Conv2d):
         old = old._replace(weight=old.weight[..., None, None])
-    begin_as_known(layer, old, Reuse(SOURCE, {"c": 5, "a": 0}, ("a", "b", "c")), draw=True)
+    begin_as_known(layer, old, Reuse(SOURCE, {"c": 5, "a": 0}, ("a", "b", "c")), alike=True)
     assert torch.equal(layer.weight[0], old.weight[0])
     assert torch.equal(layer.weight[2], old.weight[5])
     if layer.bias is not None:
@@ -139,20 +151,28 @@ def test_known_classes_get_their_rows_bit_for_bit_and_others_are_of_the_same_sca
         assert torch.equal(layer.bias[[0, 2]], old.bias[[0, 5]])
 
 
-def test_drawn_rows_have_the_mean_and_the_spread_of_the_old_ones() -> None:
-    torch.manual_seed(0)
-    source = Source(tuple((str(n),) for n in range(500)), "numbers")
-    old = rows(500, features=3)
-    layer = nn.Linear(3, 4000)
-    begin_as_known(layer, old, Reuse(source, {"a": 0}, ("a", *map(str, range(3999)))), draw=True)
-    assert torch.allclose(layer.weight[1:].mean(0), old.weight.mean(0), atol=0.05)
-    assert torch.allclose(layer.weight[1:].std(0), old.weight.std(0), atol=0.05)
+def test_other_classes_begin_alike_with_what_the_old_ones_have_in_common() -> None:
+    old, layer = rows(7), nn.Linear(4, 3)
+    begin_as_known(layer, old, Reuse(SOURCE, {"b": 2}, ("a", "b", "c")), alike=True)
+    assert torch.equal(layer.weight[0], layer.weight[2])
+    assert torch.allclose(layer.weight[0].norm(), old.weight.norm(dim=1).mean())
+    common = old.weight.mean(0)
+    assert torch.allclose(layer.weight[0] / layer.weight[0].norm(), common / common.norm())
+    assert old.bias is not None
+    assert torch.equal(layer.bias[0], old.bias.mean())
+
+
+def test_old_classes_that_have_nothing_in_common_leave_the_others_at_zero() -> None:
+    source = Source((("one",), ("other",)), "a source")
+    old, layer = Rows(torch.tensor([[1.0, -2.0], [-1.0, 2.0]]), None), nn.Linear(2, 2)
+    begin_as_known(layer, old, Reuse(source, {"a": 0}, ("a", "b")), alike=True)
+    assert layer.weight.tolist() == [[1.0, -2.0], [0.0, 0.0]]
 
 
 def test_rows_of_half_precision_become_the_layers_own() -> None:
     layer = nn.Linear(4, 2)
     old = Rows(*(tensor.half() for tensor in rows(7)))
-    begin_as_known(layer, old, Reuse(SOURCE, {"a": 1}, ("a", "b")), draw=False)
+    begin_as_known(layer, old, Reuse(SOURCE, {"a": 1}, ("a", "b")), alike=False)
     assert layer.weight.dtype == torch.float32
     assert torch.equal(layer.weight[0], old.weight[1].float())
 
@@ -161,10 +181,10 @@ def test_an_old_layer_of_other_classes_or_features_is_refused_and_nothing_is_cha
     layer = nn.Linear(4, 2)
     before = layer.weight.clone()
     reuse = Reuse(SOURCE, {"a": 1}, ("a", "b"))
-    error = refusal(BackboneError, lambda: begin_as_known(layer, rows(9), reuse, draw=True))
+    error = refusal(BackboneError, lambda: begin_as_known(layer, rows(9), reuse, alike=True))
     assert error.arrived == "weights with 9 classes, and 7 names from a source"
     assert "source_classes" in error.todo
-    refusal(BackboneError, lambda: begin_as_known(layer, rows(7, features=5), reuse, draw=True))
+    refusal(BackboneError, lambda: begin_as_known(layer, rows(7, features=5), reuse, alike=True))
     assert torch.equal(layer.weight, before)
 
 
@@ -172,7 +192,10 @@ def test_what_begins_as_what_is_told() -> None:
     reuse = plan_reuse(Head(reuse="auto"), ["ants", "wasp"], SOURCE)
     assert str(reuse) == "reuse, from a source:\n  ants  begins as 'ant, emmet, pismire'\n  wasp  new"
     nothing = plan_reuse(Head(reuse="auto"), ["wasp"], SOURCE)
-    assert str(nothing) == "reuse: a source has none of the classes, the whole head is new"
+    assert str(nothing) == (
+        "reuse: a source has none of the classes, the whole head is new; "
+        "it has hotdog, hot dog, red hot, ant, emmet, pismire, crane and 4 more"
+    )
     error = refusal(ConfigError, lambda: plan_reuse(Head(reuse="auto"), ["wasp"], None))
     assert "source_classes" in error.todo
 
@@ -200,8 +223,8 @@ def test_a_file_brings_its_classifier_and_the_user_its_names(assets: Path, libra
         assert alike(
             bits(opened.network, "fc", 0), (state["fc.weight"][place].float(), state["fc.bias"][place].float())
         )
-        spread = opened.network.fc.weight.std(1)
-        assert 0.7 < (spread[1] / spread[0]).item() < 1.4
+        norms = opened.network.fc.weight.norm(dim=1)
+        assert 0.7 < (norms[1] / norms[0]).item() < 1.4
 
 
 @pytest.mark.parametrize(
@@ -333,3 +356,18 @@ def test_a_head_elsewhere_reuses_what_it_replaces_and_nothing_else(tmp_path: Pat
         lambda: open_network("test_resnet", ("bees",), pretrained=tmp_path / "small.pth", head=elsewhere),
     )
     assert "nothing that the weights know in that place" in error.arrived
+
+
+def test_a_file_that_headstart_saved_with_dropout_in_its_head_is_reused_too(tmp_path: Path) -> None:
+    data = ImageData.from_loaders(pairs(2, side=32), classes=("ant", "bee", "wasp"))
+    first = Learner("test_resnet", data, pretrained=False, head=Head(dropout=0.1, init="xavier"))
+    first.save(tmp_path / "insects.safetensors")
+    second = Learner("test_resnet", data, pretrained=tmp_path / "insects.safetensors", head=Head(reuse="auto"))
+    assert torch.equal(second.model.fc.weight, first.model.fc[1].weight)
+    hidden = Learner("test_resnet", data, pretrained=False, head=8)
+    hidden.save(tmp_path / "hidden.safetensors")
+    error = refusal(
+        BackboneError,
+        lambda: Learner("test_resnet", data, pretrained=tmp_path / "hidden.safetensors", head=Head(reuse="auto")),
+    )
+    assert "hidden layers" in error.todo

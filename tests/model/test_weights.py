@@ -225,7 +225,13 @@ def test_weights_of_another_architecture_are_told_by_what_is_missing_surplus_and
     assert "1 missing (0.weight)" in error.arrived
     assert "1 not known to it (7.weight)" in error.arrived
     assert "1 of another shape (0.bias)" in error.arrived
-    assert "for mine, which has 7" in error.arrived
+    assert "other.pth with 9 tensors for mine, which has 9" in error.arrived
+    assert "another copy of the file" in error.todo
+    foreign = {f"blocks.{name}": value for name, value in state.items()}
+    foreign["0.weight"] = torch.ones(1)
+    torch.save(foreign, tmp_path / "other.pth")
+    error = refusal(BackboneError, lambda: load_backbone(net, ("3",), tmp_path / "other.pth", "mine"))
+    assert "Check the model name" in error.todo
     assert equal(net.state_dict(), before)
 
 

@@ -289,7 +289,7 @@ def test_a_head_may_stand_elsewhere() -> None:
     [
         ("torchvision/squeezenet1_1", Head(at="classifier"), "fails at 224 x 224 pixels"),
         ("convnext_atto", Head(at="head"), "fails at 224 x 224 pixels"),
-        ("resnet18", nn.Linear(100, 3), "fails at 224 x 224 pixels"),
+        ("resnet18", nn.Sequential(nn.ReLU(), nn.Linear(100, 3)), "fails at 224 x 224 pixels"),
         ("resnet18", nn.Identity(), "gives [1, 512] for one picture"),
     ],
 )
@@ -303,8 +303,10 @@ def test_a_head_that_does_not_fit_is_refused_at_the_door(model: str, head: Any, 
     ("model", "options", "arrived"),
     [
         ("resnet18", {"head": nn.Linear(512, 4)}, "a head that gives 4 numbers"),
-        ("resnet18", {"head": nn.Linear(100, 3)}, "fails at 224 x 224 pixels"),
-        ("torchvision/resnet18", {"head": nn.Sequential(nn.Linear(100, 3))}, "fails at 224 x 224 pixels"),
+        ("resnet18", {"head": nn.Linear(100, 3)}, "begins with Linear(in_features=100, out_features=3"),
+        ("torchvision/resnet18", {"head": nn.Sequential(nn.Linear(100, 3))}, "begins with Linear(in_features=100"),
+        ("torchvision/squeezenet1_1", {"head": nn.Linear(512, 3)}, "begins with Linear(in_features=512"),
+        ("resnet18", {"head": nn.Sequential(nn.ReLU(), nn.Linear(100, 3))}, "fails at 224 x 224 pixels"),
         (
             "resnet18",
             {"head": lambda features, classes: nn.Linear(features, classes + 1)},
@@ -340,7 +342,7 @@ def test_a_network_that_cannot_be_tried_without_values_is_tried_with_them(
     monkeypatch.setattr("headstart.model.zoo.fetch", lambda url, name: tmp_path / "regnet.pth")
     opened = open_network("torchvision/regnet_x_400mf", 3, head=Head(hidden=(6,)))
     assert isinstance(opened.network.fc, nn.Sequential)
-    error = refusal(BackboneError, lambda: open_network("torchvision/regnet_x_400mf", 3, head=nn.Linear(9, 3)))
+    error = refusal(BackboneError, lambda: open_network("torchvision/regnet_x_400mf", 3, head=Head(at="trunk_output")))
     assert "fails at 224 x 224 pixels" in error.arrived
 
 

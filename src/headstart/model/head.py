@@ -35,7 +35,8 @@ class Head:
             weights of 0.01; `"xavier"` follows Glorot and Bengio (2010).
         reuse: what the new head takes over of the old one: `"auto"` starts each class that the weights know by the same
             name as they have learned it, a mapping such as `{"hotdog": "hotdog, hot dog, red hot"}` names a class of
-            the weights for some of yours, None takes nothing.
+            the weights for some of yours, None takes nothing. The other classes all begin alike, at the same scale,
+            or as another `init` than `"default"` says.
         at: path of the module that the head replaces, when it is not the last linear layer.
         source_classes: names of the weights' classes in their order, or a text file with a name on each line; needed
             for `reuse` where the library does not know them, as for weights of your own.
@@ -76,11 +77,12 @@ class Head:
     def _check_reuse(self, demands: Demands) -> None:
         reuse, names = self.reuse, self.source_classes
         pairs = isinstance(reuse, Mapping) and all(isinstance(name, str) for pair in reuse.items() for name in pair)
-        demands.check("reuse", reuse, reuse in (None, "auto") or pairs, "'auto', a mapping of names to names, or None")
+        asked = reuse in (None, "auto") or (pairs and len(reuse) > 0)
+        demands.check("reuse", reuse, asked, "'auto', a mapping from your names to the weights', or None")
         listed = isinstance(names, Sequence) and all(isinstance(name, str) for name in names)
         told = names is None or listed or isinstance(names, Path)
         demands.check("source_classes", names, told, "a list of names, or the path of a text file")
-        demands.check("source_classes", names, names is None or reuse is not None, "None without reuse='auto'")
+        demands.check("source_classes", names, names is None or reuse is not None, "None without reuse")
         demands.check(
             "hidden", self.hidden, not (self.hidden and reuse), "() with reuse: the old head has other layers"
         )
@@ -194,6 +196,8 @@ def replace_head(network: nn.Module, path: str, head: Head | nn.Module | Factory
     else:
         new = head if isinstance(head, nn.Module) else _built(head, old, path, classes)
     demand_width(new, classes)
+    if new is head:
+        _demand_features(new, old, path)
     parent, _, name = path.rpartition(".")
     setattr(network.get_submodule(parent), name, new)
 
@@ -239,6 +243,21 @@ def demand_width(head: nn.Module, classes: int) -> None:
         )
 
 
+def _demand_features(head: nn.Module, old: nn.Module, path: str) -> None:
+    """Refuse a finished head whose first layer takes another number of features than there are."""
+    first = next(module for module in head.modules() if not any(True for _ in module.children()))
+    if not isinstance(first, _Layer) or not isinstance(old, _Layer):
+        return
+    kind = "feature maps with {} channels" if isinstance(old, nn.Conv2d) else "{} features"
+    gets, takes = (layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features for layer in (old, first))
+    if takes != gets or (isinstance(old, nn.Conv2d) and isinstance(first, nn.Linear)):
+        raise BackboneError(
+            f"a head that begins with {first!r}",
+            f"one that takes what {path!r} takes, {kind.format(gets)}",
+            "Let a function make it for what there is: head=lambda features, classes: ...",
+        )
+
+
 def demand_module(network: nn.Module, path: str) -> None:
     """Raise a BackboneError unless `path` names a module inside the network."""
     names = [name for name, _ in network.named_modules() if name]
@@ -246,5 +265,5 @@ def demand_module(network: nn.Module, path: str) -> None:
         raise BackboneError(
             f"the module path {path!r}",
             f"the path of a module of {type(network).__name__}",
-            f"{nearest(path, names)}`[name for name, _ in learner.model.named_modules()]` lists them all.",
+            f"{nearest(path, names)}`[name for name, _ in network.named_modules()]` lists them all.",
         )

@@ -214,9 +214,7 @@ def finish_head(
     """
     head = Head() if wish.head is None else wish.head
     state = network.state_dict() if given is None else given
-    old = {
-        path: Rows(state[f"{path}.weight"], state.get(f"{path}.bias")) for path in layers if f"{path}.weight" in state
-    }
+    old = {path: rows for path in layers if (rows := _rows_in(state, path)) is not None}
     paths = put_head(network, paths, layers, head, wish.classes)
     if reuse is None or not isinstance(head, Head):
         return paths
@@ -230,13 +228,20 @@ def finish_head(
     for path, rows in old.items():
         new = network.get_submodule(targets[path])
         last = [module for module in new.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
-        begin_as_known(last, rows, reuse, draw=head.init == "default")
+        begin_as_known(last, rows, reuse, alike=head.init == "default")
     return paths
+
+
+def _rows_in(state: Mapping[str, Tensor], path: str) -> Rows | None:
+    """Find what a layer, or the last one of a head that stood in its place, has learned of its classes."""
+    names = [name for name, value in state.items() if name.endswith(".weight") and value.ndim > 1]
+    last = next((name for name in reversed(names) if is_within(name, path)), None)
+    return None if last is None else Rows(state[last], state.get(last.removesuffix("weight") + "bias"))
 
 
 def rehearse(opened: Opened, wish: Wish) -> None:
     """Where a size or a head was asked for, run the network once to see whether it works with it."""
-    size_todo = "Leave image_size out, or take a multiple of 32 near the size the weights were trained with."
+    size_todo = "Leave image_size out for the size that the weights expect, or try a multiple of 32 near it."
     head_todo = "Let the head take the features as they come, or name another place for it: Head(at='path.to.module')."
     asked = [("image_size", wish.image_size, size_todo), ("head", wish.head, head_todo)]
     given = [(f"{name}={value!r}", todo) for name, value, todo in asked if value is not None]

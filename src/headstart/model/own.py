@@ -40,6 +40,7 @@ def open_own(network: nn.Module, wish: Wish) -> Opened:
         words = f"{preprocessing.image_size[0]} pixels, ImageNet's mean and std"
     paths = _head_of(network, wish.classes, wish.head, preprocessing.image_size)
     layers = _layers_of(network, paths)
+    runs = wish.head is not None and _runs(network, preprocessing.image_size)
     reuse = None if wish.reusing is None else plan_reuse(wish.reusing, wish.names, _known(network, layers))
     given = None
     if isinstance(wish.pretrained, Path):
@@ -50,9 +51,18 @@ def open_own(network: nn.Module, wish: Wish) -> Opened:
     if wish.head is not None:
         paths = finish_head(network, paths, layers, wish, reuse, given)
     opened = Opened(network, paths, preprocessing, {}, f"your {type(network).__name__} ({words})", reuse)
-    if config:  # of any other network nobody knows what it takes
+    if config or runs:  # of any other network nobody knows what it takes
         rehearse(opened, wish)
     return opened
+
+
+def _runs(network: nn.Module, size: tuple[int, int]) -> bool:
+    """Say whether a network takes pictures of a size, before anything in it is changed."""
+    try:
+        trial(network, size)
+    except Exception:  # it takes others, or is not meant to be run like this
+        return False
+    return True
 
 
 def _layers_of(network: nn.Module, paths: tuple[str, ...]) -> tuple[str, ...]:
@@ -81,22 +91,30 @@ def _head_of(
     paths = timm_head(network, type(network).__name__) if known_to_timm else last_layer(network)
     outputs = [width(network, path) for path in paths]
     fits = bool(paths) and all(count in (classes, None) for count in outputs)
+    if head is not None and not known_to_timm:
+        seen = _answering(network, None, size)
+        return (seen,) if seen else _demand_paths(network, paths)
     if head is None and not known_to_timm and not (fits and _is_alone(network, classes)):
         seen = _answering(network, classes, size)
         paths, fits = ((seen,), True) if seen else (paths, fits)
-    if not paths:
-        raise BackboneError(
-            f"a {type(network).__name__} without a Linear or Conv2d layer",
-            "a network that ends in a layer which gives one number for each class",
-            "Name the module that the head replaces: head=Head(at='path.to.module').",
-        )
+    _demand_paths(network, paths)
     if head is None and not fits:
         raise BackboneError(
             f"a {type(network).__name__} whose last layer {paths[0]!r} gives {outputs[0]} numbers, "
             f"for {classes} classes",
             "one number for each class, or word on what its head shall become",
-            "Pass head=Head() to put a new linear layer there, head=Head(at='path.to.module') to put it elsewhere, "
-            "or check the data's classes.",
+            "Pass head=Head() to put a new linear layer where the network answers, head=Head(at='path.to.module') to "
+            "put it elsewhere, or check the data's classes.",
+        )
+    return paths
+
+
+def _demand_paths(network: nn.Module, paths: tuple[str, ...]) -> tuple[str, ...]:
+    if not paths:
+        raise BackboneError(
+            f"a {type(network).__name__} without a Linear or Conv2d layer",
+            "a network that ends in a layer which gives one number for each class",
+            "Name the module that the head replaces: head=Head(at='path.to.module').",
         )
     return paths
 
@@ -107,8 +125,14 @@ def _is_alone(network: nn.Module, classes: int) -> bool:
     return sum(width(layer, "") == classes for layer in layers) <= 1
 
 
-def _answering(network: nn.Module, classes: int, size: tuple[int, int]) -> str | None:
-    """Run a network once; give the last layer to act in it if it answers for the classes, None if it does not."""
+def _answering(network: nn.Module, classes: int | None, size: tuple[int, int]) -> str | None:
+    """Run a network once; give the last layer to act in it if it answers for the classes, None if it does not.
+
+    Args:
+        network: left as it is.
+        classes: how many numbers the answer has; None is as many as it gives.
+        size: height and width of the picture that it is asked about.
+    """
     acted: list[tuple[str, int | None]] = []
 
     def watch(path: str) -> torch.utils.hooks.RemovableHandle:
@@ -126,8 +150,8 @@ def _answering(network: nn.Module, classes: int, size: tuple[int, int]) -> str |
     finally:
         for handle in handles:
             handle.remove()
-    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != (1, classes) or not acted:
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] != (classes or outputs.shape[1]):
         return None
-    fitting = [path for path, count in reversed(acted) if count == classes]
+    fitting = [path for path, count in reversed(acted) if count == outputs.shape[1]]
     layers = [path for path in fitting if isinstance(network.get_submodule(path), nn.Linear | nn.Conv2d)]
-    return next(iter((*layers, *fitting)), acted[-1][0])
+    return next(iter((*layers, *fitting, *(path for path, _ in reversed(acted)))), None)

@@ -104,15 +104,21 @@ def matched(classes: Sequence[str], source: Source, reuse: Literal["auto"] | Map
     def find(name: str) -> list[int]:
         return full.get(name) or places.get(name, [])
 
+    def find_any(name: str) -> list[int]:
+        return next((hits for spelling in _spellings(name) if (hits := find(spelling))), [])
+
     if reuse == "auto":
-        found = {}
-        for name in classes:
-            hits = next((hits for spelling in _spellings(name) if (hits := find(spelling))), [])
-            if len(hits) == 1:
-                found[name] = hits[0]
-        return found
+        hits = {name: find_any(name) for name in classes}
+        return {name: places[0] for name, places in hits.items() if len(places) == 1}
     _demand_own(reuse, classes)
-    return {own: _only(own, name, find(_plain(name)), source) for own, name in reuse.items()}
+    found = {}
+    for own, name in reuse.items():
+        hits_of_one = find_any(name)
+        if len(hits_of_one) != 1:
+            only = [[each for each in source.names[place] if find(_plain(each)) == [place]] for place in hits_of_one]
+            raise _not_one(own, name, only, source)
+        found[own] = hits_of_one[0]
+    return found
 
 
 def _plain(name: str) -> str:
@@ -136,18 +142,17 @@ def _demand_own(reuse: Mapping[str, str], classes: Sequence[str]) -> None:
         )
 
 
-def _only(own: str, name: str, hits: Sequence[int], source: Source) -> int:
-    if len(hits) == 1:
-        return hits[0]
-    if hits:
-        meant = listing([repr(source.names[place][0]) for place in hits])
-        raise BackboneError(
-            f"reuse={{{own!r}: {name!r}}}, a name of {len(hits)} classes of {source.origin}",
-            f"one of their full names: {meant}",
-            "Write the full name of the one you mean.",
+def _not_one(own: str, name: str, meant: Sequence[Sequence[str]], source: Source) -> BackboneError:
+    """Say that a name stands for none of the weights' classes, or for several, and how these are told apart."""
+    if meant:
+        ways = [repr(names[-1]) for names in meant if names]
+        return BackboneError(
+            f"reuse={{{own!r}: {name!r}}}, a name of {len(meant)} classes of {source.origin}",
+            f"a name that only one of them has: {listing(ways) or 'they have none'}",
+            "Write the name that only the one you mean goes by.",
         )
     known = list(dict.fromkeys(each for names in source.names for each in names))
-    raise BackboneError(
+    return BackboneError(
         f"reuse={{{own!r}: {name!r}}}, which is no class of {source.origin}",
         f"one of its {len(source.names)} classes",
         f"{nearest(name, known)}reuse='auto' takes what is there and prints it.",
@@ -169,7 +174,8 @@ class Reuse(NamedTuple):
 
     def __str__(self) -> str:
         if not self.rows:
-            return f"reuse: {self.source.origin} has none of the classes, the whole head is new"
+            there = listing((names[0] for names in self.source.names), 3)
+            return f"reuse: {self.source.origin} has none of the classes, the whole head is new; it has {there}"
         names = {own: f"begins as {self.source.names[place][0]!r}" for own, place in self.rows.items()}
         width = max(map(len, self.classes))
         lines = [f"  {name:{width}}  {names.get(name, 'new')}" for name in self.classes]
@@ -198,15 +204,15 @@ def plan_reuse(head: Head, classes: Sequence[str], known: Source | None) -> Reus
     return Reuse(source, matched(classes, source, head.reuse), tuple(classes))
 
 
-def begin_as_known(layer: nn.Linear | nn.Conv2d, old: Rows, reuse: Reuse, *, draw: bool) -> None:
+def begin_as_known(layer: nn.Linear | nn.Conv2d, old: Rows, reuse: Reuse, *, alike: bool) -> None:
     """Give the layer of a new head what an old one knows of its classes.
 
     Args:
         layer: is changed.
         old: what the old layer has learned, with as many features for each class.
         reuse: which class begins as which.
-        draw: whether the other classes get rows of the same scale: what the old classes have in common, and around it
-            as much chance as they differ. If not they keep their values.
+        alike: whether the other classes all begin with what the old ones have in common, at the scale of one of them:
+            a row drawn by chance for each would set them apart where nothing is known. If not they keep their values.
 
     Raises:
         BackboneError: the old layer has another number of features, or other classes than those that were named.
@@ -222,16 +228,21 @@ def begin_as_known(layer: nn.Linear | nn.Conv2d, old: Rows, reuse: Reuse, *, dra
         raise BackboneError(
             f"classes of {sizes[0]} weights to reuse, in a head with {sizes[1]} for each",
             "a head that gets the features which the old one got",
-            "Leave at= out of the Head, or reuse=.",
+            "Leave reuse= or at= out of the Head, or take weights whose head has no hidden layers of its own.",
         )
     if not reuse.rows:
         return
-    kept = [reuse.classes.index(name) for name in reuse.rows]
-    new = [place for place in range(len(layer.weight)) if place not in kept]
+    known = [reuse.classes.index(name) for name in reuse.rows]
+    others = [place for place in range(len(layer.weight)) if place not in known]
     with torch.no_grad():
-        for own, given in ((layer.weight, old.weight), (layer.bias, old.bias)):
-            if own is not None and given is not None:
-                values = given.to(own)
-                own[kept] = values[list(reuse.rows.values())]
-                if draw:
-                    own[new] = values.mean(0) + values.std(0) * torch.randn_like(own[new])
+        weight = old.weight.to(layer.weight)
+        layer.weight[known] = weight[list(reuse.rows.values())]
+        if alike:
+            common = weight.mean(0)
+            scale = weight.flatten(1).norm(dim=1).mean()
+            layer.weight[others] = common * (scale / common.norm().clamp_min(1e-12))
+        if layer.bias is not None and old.bias is not None:
+            bias = old.bias.to(layer.bias)
+            layer.bias[known] = bias[list(reuse.rows.values())]
+            if alike:
+                layer.bias[others] = bias.mean()

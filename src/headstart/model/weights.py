@@ -105,9 +105,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # whatever a file that is no such file makes its reader raise
         raise CheckpointError(
-            f"{path}: {type(error).__name__}",
+            f"{path}: {type(error).__name__}, {(str(error).splitlines() or ['nothing in it'])[0]}",
             "a .safetensors file, or one that torch.save(network.state_dict(), path) wrote",
-            "Save the state_dict and not the whole network; if the file was downloaded, download it again.",
+            "If it was downloaded, download it again; if it holds a whole network, save its state_dict instead.",
         ) from error
     for key in _CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -182,17 +182,20 @@ def load_backbone(network: nn.Module, layers: tuple[str, ...], path: Path, name:
     """
     own = network.state_dict()
     left_out = (*layers, *AUXILIARY)
-    state = named_as(own, read_state(path))
+    read = read_state(path)
+    state = named_as(own, read)
     if misfits(own, state, left_out):
         state = _as_timm_reads_it(network, state, left_out)
-    given = {name: value for name, value in state.items() if not _is_in(name, left_out)}
     if words := misfits(own, state, left_out):
-        count = sum(not _is_in(key, left_out) for key in own)
+        fitting = len(own.keys() & state.keys())
         raise BackboneError(
-            f"{path} with {len(given)} tensors for {name}, which has {count}: {words}",
-            "weights of the same architecture, under the library's own names",
-            "Check the model name: timm and torchvision name the same network's tensors differently.",
+            f"{path} with {len(read)} tensors for {name}, which has {len(own)}: {words}",
+            "weights of the same architecture, whole, under the library's own names",
+            "Check the model name: timm and torchvision name the same network's tensors differently."
+            if 2 * fitting < len(own)
+            else "Take another copy of the file, or the name of the very variant that it is of.",
         )
+    given = {name: value for name, value in state.items() if not _is_in(name, left_out)}
     load_state(network, given, strict=False)
     return {name: value for name, value in state.items() if name not in given}
 
