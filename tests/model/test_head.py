@@ -159,6 +159,12 @@ def test_a_finished_module_is_put_in_as_it_is() -> None:
     assert all(torch.equal(new, old) for new, old in zip(own.parameters(), values, strict=True))
 
 
+def test_a_new_head_goes_to_the_device_of_the_old_one() -> None:
+    net = network().to("meta")
+    replace_head(net, "head.last", Head(hidden=(6,)), 3)
+    assert {parameter.device.type for parameter in net.parameters()} == {"meta"}
+
+
 def test_a_factory_is_told_features_and_classes() -> None:
     net, told = network(), []
 

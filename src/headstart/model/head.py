@@ -198,6 +198,8 @@ def replace_head(network: nn.Module, path: str, head: Head | nn.Module | Factory
     demand_width(new, classes)
     if new is head:
         _demand_features(new, old, path)
+    if (there := next(old.parameters(), None)) is not None:
+        new.to(there.device)
     parent, _, name = path.rpartition(".")
     setattr(network.get_submodule(parent), name, new)
 

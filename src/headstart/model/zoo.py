@@ -84,9 +84,7 @@ def _works_without_values(opener: Callable[[str, str, Wish], Opened], name: str,
         Whether it works; False where nobody can tell, for some networks cannot be built or run without values.
     """
     head = copy.deepcopy(wish.head)
-    if isinstance(head, nn.Module):
-        head = head.to("meta")
-    elif isinstance(head, Head):
+    if isinstance(head, Head):
         head = replace(head, reuse=None, source_classes=None)
     try:
         with torch.device("meta"):
