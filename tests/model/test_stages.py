@@ -197,6 +197,14 @@ def test_the_heads_own_norm_does_not_rest() -> None:
     assert not any(name.startswith("head") for name in quiet)
 
 
+@pytest.mark.parametrize("name", ["efficientvit_m0", "shvit_s1"])
+def test_a_norm_of_the_backbone_rests_although_the_head_is_in_the_same_module(name: str) -> None:
+    opened = opened_without_values(name)
+    assert opened.head == ("head.linear" if name == "efficientvit_m0" else "head.l",)
+    stages = cut(opened.network, *opened.head)
+    assert quiet_names(opened.network, stages)[-1][-1] == "head.bn"
+
+
 # Where training starts
 
 

@@ -153,7 +153,7 @@ def _assign_quiet(network: nn.Module, stages: Sequence[Stage], paths: dict[str, 
     for place, (path, module) in enumerate(modules):
         unit = _unit_of(path, paths)
         current = current if unit is None else paths[unit]
-        inside = place < last or (unit is not None and unit not in shared)
+        inside = place <= last or (unit is not None and unit not in shared)
         if _acts(module) and inside and not _holds(module, head):
             stages[current].quiet.append(module)
 
