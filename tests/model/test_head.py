@@ -159,6 +159,18 @@ def test_a_finished_module_is_put_in_as_it_is() -> None:
     assert all(torch.equal(new, old) for new, old in zip(own.parameters(), values, strict=True))
 
 
+@pytest.mark.parametrize("head", [Head(), Head(hidden=(6,)), Head(dropout=0.5)])
+def test_a_head_that_a_relu_follows_learns_and_begins_undecided(head: Head) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 10, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    replace_head(net, "1", head, 3)
+    loss = nn.functional.cross_entropy(net(torch.randn(6, 3, 4, 4)), torch.arange(6) % 3)
+    assert loss.item() == pytest.approx(math.log(3))
+    loss.backward()
+    last = net[1] if isinstance(net[1], nn.Conv2d) else net[1][-1]
+    assert last.weight.grad.any()
+
+
 def test_a_new_head_goes_to_the_device_of_the_old_one() -> None:
     net = network().to("meta")
     replace_head(net, "head.last", Head(hidden=(6,)), 3)

@@ -30,9 +30,10 @@ class Head:
     Args:
         hidden: widths of the layers before the last one; empty is the last one alone.
         dropout: share of the features that the last layer does not see in training, in [0, 1).
-        init: of the last layer, whose bias starts at zero: `"default"` and `"zero"` begin with equal probabilities,
-            whatever the features, as ViT does for fine-tuning (Dosovitskiy et al., 2021, section 3.2); `"small"` draws
-            weights of 0.01; `"xavier"` follows Glorot and Bengio (2010).
+        init: of the last layer, whose bias starts at zero, or at one where a ReLU follows, as in SqueezeNet.
+            `"default"` and `"zero"` begin with equal probabilities, whatever the features, as ViT does for fine-tuning
+            (Dosovitskiy et al., 2021, section 3.2); `"small"` draws weights of 0.01; `"xavier"` follows Glorot and
+            Bengio (2010).
         reuse: what the new head takes over of the old one: `"auto"` starts each class that the weights know by the same
             name as they have learned it, a mapping such as `{"hotdog": "hotdog, hot dog, red hot"}` names a class of
             the weights for some of yours, None takes nothing. The other classes all begin alike, at the same scale,
@@ -198,10 +199,22 @@ def replace_head(network: nn.Module, path: str, head: Head | nn.Module | Factory
     demand_width(new, classes)
     if new is head:
         _demand_features(new, old, path)
+    if isinstance(head, Head) and _is_rectified(network, path):
+        last = [layer for layer in new.modules() if isinstance(layer, _Layer)][-1]
+        if last.bias is not None:
+            nn.init.ones_(last.bias)  # at zero a ReLU has no gradient, and the head would never learn
     if (there := next(old.parameters(), None)) is not None:
         new.to(there.device)
     parent, _, name = path.rpartition(".")
     setattr(network.get_submodule(parent), name, new)
+
+
+def _is_rectified(network: nn.Module, path: str) -> bool:
+    """Say whether a ReLU follows a module in its Sequential."""
+    parent, _, name = path.rpartition(".")
+    siblings = dict(network.get_submodule(parent).named_children())
+    following = list(siblings.values())[list(siblings).index(name) + 1 :]
+    return isinstance(network.get_submodule(parent), nn.Sequential) and isinstance(next(iter(following), None), nn.ReLU)
 
 
 def _alike(old: nn.Linear | nn.Conv2d, classes: int) -> nn.Module:
