@@ -1,6 +1,7 @@
 """What evaluation makes of a picture is, bit for bit, what timm's and torchvision's own transforms make of it."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from torchvision.transforms import InterpolationMode
 
 from headstart.data.decode import open_picture
 from headstart.data.preprocessing import Preprocessing, are_shaped, to_picture, to_pixels
-from headstart.errors import DataError
+from headstart.errors import BackboneError, DataError
+from headstart.model.opened import Opened
+from headstart.model.zoo import open_network
 
 CPU = torch.device("cpu")
 
@@ -125,6 +128,78 @@ def test_photographs_become_what_torchvision_makes_of_them(weights: Any, photogr
     preprocessing = Preprocessing.from_torchvision(transform)
     for picture in photographs:
         assert torch.equal(evaluated(preprocessing, picture), transform(picture)), picture.size
+
+
+# Every tag of both libraries
+
+
+def timm_tags() -> dict[tuple[Any, ...], list[str]]:
+    """Give all weights that timm lists, those together that expect the same of a picture."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for tag in timm.list_models(pretrained=True):
+        groups.setdefault(tuple(timm_config(tag).items()), []).append(tag)
+    return groups
+
+
+def torchvision_weights() -> dict[str, Any]:
+    """Give all weights of classification networks that torchvision has, by the name that opens them."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    members = [(name, weights) for name in names for weights in torchvision.models.get_model_weights(name)]
+    return {f"torchvision/{name}.{weights.name}": weights for name, weights in members}
+
+
+@pytest.fixture(params=["an odd picture", "a photograph"])
+def picture(request: pytest.FixtureRequest) -> Image.Image:
+    """Give one picture that is drawn and a real one."""
+    if request.param == "an odd picture":
+        return coloured(211, 157)
+    photograph: Image.Image = request.getfixturevalue("photographs")[1]
+    return photograph
+
+
+def test_pictures_become_what_timm_makes_of_them_for_every_tag_that_it_lists(picture: Image.Image) -> None:
+    covered = []
+    for expected, tags in timm_tags().items():
+        config = dict(expected)
+        found, wanted = evaluated(Preprocessing.from_timm(config), picture), create_transform(**config)(picture)
+        assert torch.equal(found, wanted), tags
+        covered += tags
+    assert sorted(covered) == sorted(timm.list_models(pretrained=True))
+
+
+def test_pictures_become_what_torchvision_makes_of_them_for_all_of_its_weights(picture: Image.Image) -> None:
+    every = torchvision_weights()
+    for name, weights in every.items():
+        transform = weights.transforms()
+        found, wanted = evaluated(Preprocessing.from_torchvision(transform), picture), transform(picture)
+        assert torch.equal(found, wanted), name
+    names = torchvision.models.list_models(module=torchvision.models)
+    listed = [(name, tag) for name in names for tag in torchvision.models.get_model_weights(name).__members__]
+    assert every.keys() == {f"torchvision/{name}.{tag}" for name, tag in listed if tag != "DEFAULT"}
+
+
+def opened_without_values(tags: list[str]) -> Opened:
+    """Open the first of these networks that has a classifier, without numbers."""
+    for tag in tags:
+        with suppress(BackboneError), torch.device("meta"):
+            return open_network(tag, 3, pretrained=False)
+    raise AssertionError(tags)
+
+
+@pytest.mark.slow
+def test_a_network_opened_by_a_tag_of_timm_expects_what_the_tag_says() -> None:
+    for expected, tags in timm_tags().items():
+        opened = opened_without_values(tags)
+        assert opened.preprocessing == Preprocessing.from_timm(dict(expected)), opened.name
+
+
+@pytest.mark.slow
+def test_a_network_opened_by_a_tag_of_torchvision_expects_what_the_tag_says() -> None:
+    trained = {name: weights for name, weights in torchvision_weights().items() if weights.meta["categories"]}
+    kinds = {repr(weights.transforms()): name for name, weights in trained.items()}
+    for name in kinds.values():
+        preprocessing = Preprocessing.from_torchvision(trained[name].transforms())
+        assert opened_without_values([name]).preprocessing == preprocessing, name
 
 
 @pytest.mark.parametrize("size", [(4000, 2), (2, 4000)])
