@@ -327,7 +327,7 @@ def test_a_tilde_of_nobody_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_learner_answers_in_the_precision_that_it_was_saved_with(tmp_path: Path) -> None:
-    learner = named_learner(SMALL, precision="bf16")
+    learner = named_learner(SMALL, precision="bf16", head=PLAIN)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     before = learner.predict(images).probabilities
     loaded = Learner.load(learner.save(tmp_path / "w.safetensors"), device="cpu")

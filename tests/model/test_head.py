@@ -262,9 +262,17 @@ def test_the_layers_that_give_classes_are_found_inside_a_head() -> None:
         ({"reuse": {"hotdog": 934}}, "reuse={'hotdog': 934}"),
         ({"reuse": 934}, "reuse=934"),
         ({"reuse": "auto", "hidden": (6,)}, "hidden=(6,)"),
-        ({"reuse": "auto", "source_classes": [1, 2]}, "source_classes=[1, 2]"),
-        ({"source_classes": ["a"]}, "source_classes=['a']"),
+        ({"reuse": "auto", "source_classes": [1, 2]}, "source_classes='1, 2'"),
+        ({"source_classes": ["a"]}, "source_classes='a'"),
     ],
 )
 def test_reuse_is_by_name_and_of_the_last_layer_alone(options: dict[str, Any], arrived: str) -> None:
     assert arrived in refusal(ConfigError, lambda: Head(**options)).arrived
+
+
+def test_a_head_shows_what_is_not_as_usual_and_of_many_names_the_first() -> None:
+    assert repr(Head()) == "Head()"
+    assert repr(Head(hidden=(6,), dropout=0.2)) == "Head(hidden=(6,), dropout=0.2)"
+    many = Head(reuse="auto", source_classes=[f"class {n}" for n in range(1000)])
+    assert repr(many) == "Head(reuse='auto', source_classes=['class 0', 'class 1', 'class 2' and 997 more])"
+    assert repr(Head(reuse="auto", source_classes="names.txt")) == "Head(reuse='auto', source_classes='names.txt')"

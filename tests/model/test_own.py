@@ -229,3 +229,29 @@ def test_a_head_that_does_not_fit_where_it_is_put_is_refused_at_the_door() -> No
 def test_a_network_that_cannot_be_run_here_gets_its_head_where_the_last_layer_is() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 10))
     assert open_network(network, 3, head=Head()).head == ("3",)
+
+
+def test_a_refusal_leaves_ones_own_network_with_its_head(tiny_network: Callable[..., nn.Module]) -> None:
+    network = tiny_network(4)
+    fc, before = network.fc, values(network)
+    wrong = Head(reuse="auto", source_classes=["a", "b", "c"])
+    assert (
+        "4 classes, and 3 names"
+        in refusal(BackboneError, lambda: open_network(network, ("a", "b"), head=wrong)).arrived
+    )
+    refusal(BackboneError, lambda: open_network(network, ("a", "b"), head=Head(at="stage2.0")))
+    assert network.fc is fc
+    assert same(values(network), before)
+
+
+def test_a_network_of_other_channels_or_precision_gets_its_head_unrehearsed() -> None:
+    grey = timm.create_model("test_resnet", in_chans=1)
+    assert open_network(grey, 3, head=Head(hidden=(8,))).head == ("fc",)
+    half = timm.create_model("test_resnet").bfloat16()
+    assert open_network(half, 3, head=Head(hidden=(8,))).head == ("fc",)
+
+
+def test_a_head_that_is_replaced_twice_is_replaced_whole() -> None:
+    network = open_network("test_resnet", 8, pretrained=False, head=Head(hidden=(6,))).network
+    opened = open_network(network, 5, head=Head())
+    assert opened.network.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5)

@@ -48,9 +48,16 @@ def test_names_are_alike_whatever_their_capitals_hyphens_and_plurals(name: str, 
     assert matched([name], SOURCE, "auto") == ({} if place is None else {name: place})
 
 
-def test_a_full_name_wins_over_a_synonym() -> None:
+def test_a_name_of_one_class_that_is_a_synonym_of_another_says_nothing() -> None:
     source = Source.of_descriptions(["cardigan, corgi", "cardigan"], "a source")
-    assert matched(["cardigan"], source, "auto") == {"cardigan": 1}
+    assert matched(["cardigan", "corgi"], source, "auto") == {"corgi": 0}
+    torchvisions = torchvision_classes(torchvision.models.ResNet18_Weights.DEFAULT)
+    assert matched(["crane", "crane_bird"], torchvisions, "auto") == {"crane_bird": 134}
+
+
+def test_accents_are_the_same_however_their_letters_are_encoded() -> None:
+    source = Source.of_descriptions(["cr\u00e8me"], "a source")
+    assert matched(["cre\u0300me"], source, "auto") == {"cre\u0300me": 0}
 
 
 def test_a_mapping_takes_what_it_names_and_nothing_else() -> None:
@@ -120,12 +127,24 @@ def test_names_come_from_a_list_or_a_text_file(tmp_path: Path) -> None:
     assert given_source(tmp_path / "names.txt").names == given_source(str(tmp_path / "names.txt")).names == names
 
 
-def test_names_that_cannot_be_read_or_are_there_twice_are_refused(tmp_path: Path) -> None:
+def test_a_mark_at_the_beginning_of_a_file_is_no_letter(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("hot_dog\n", encoding="utf-8-sig")
+    assert given_source(tmp_path / "names.txt").names == (("hot_dog",),)
+
+
+def test_imagenets_own_list_with_its_two_cranes_is_taken() -> None:
+    source = imagenet_classes(1000)
+    assert source is not None
+    names = [each[0] for each in source.names]
+    assert names.count("crane") == 2
+    assert len(given_source(names).names) == 1000
+
+
+def test_names_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "empty.txt").touch()
-    for names in (tmp_path / "none.txt", tmp_path, tmp_path / "bytes.txt", tmp_path / "empty.txt", ["a", "b", "a"]):
-        error = refusal(ConfigError, lambda names=names: given_source(names))
-        assert ("more than once" in error.arrived) == isinstance(names, list)
+    for names in (tmp_path / "none.txt", tmp_path, tmp_path / "bytes.txt", tmp_path / "empty.txt", []):
+        refusal(ConfigError, lambda names=names: given_source(names))
 
 
 # Rows
@@ -305,7 +324,7 @@ def test_a_timm_network_of_ones_own_that_has_imagenets_head_knows_its_names() ->
 
 def test_what_headstart_saved_brings_its_own_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = ImageData.from_loaders(pairs(2, side=32), classes=("ant", "bee", "wasp"))
-    first = Learner("test_resnet", data, pretrained=False)
+    first = Learner("test_resnet", data, pretrained=False, head=Head(init="xavier"))
     first.save(tmp_path / "insects.safetensors")
     other = ImageData.from_loaders(pairs(2, side=32), classes=("fly", "moth", "wasps"))
     capsys.readouterr()
@@ -323,7 +342,31 @@ def test_what_headstart_saved_brings_its_own_names(tmp_path: Path, capsys: pytes
 
 def test_random_weights_have_nothing_to_reuse() -> None:
     error = refusal(ConfigError, lambda: open_network("resnet18", ("bees",), pretrained=False, head=Head(reuse="auto")))
-    assert "pretrained=False" in error.arrived
+    assert "random weights" in error.arrived
+
+
+def test_weights_of_other_classes_than_those_that_are_named_are_told_before_they_are_asked_for() -> None:
+    error = refusal(
+        BackboneError,
+        lambda: open_network("resnet18", ("bees",), head=Head(reuse="auto", source_classes=["a", "bees"])),
+    )
+    assert error.arrived == "weights with 1000 classes, and 2 names from source_classes"
+    error = refusal(
+        BackboneError,
+        lambda: open_network("vit_small_patch14_dinov2", ("a",), head=Head(reuse="auto", source_classes=["a"])),
+    )
+    assert "without a classifier" in error.arrived
+
+
+def test_a_file_names_its_classes_for_ones_own_network_too(tmp_path: Path) -> None:
+    data = ImageData.from_loaders(pairs(2, side=32), classes=("ant", "bee", "wasp"))
+    first = Learner("test_resnet", data, pretrained=False, head=Head(init="xavier"))
+    first.save(tmp_path / "insects.safetensors")
+    network = timm.create_model("test_resnet", num_classes=3)
+    opened = open_network(
+        network, ("fly", "wasp"), pretrained=tmp_path / "insects.safetensors", head=Head(reuse="auto")
+    )
+    assert torch.equal(opened.network.fc.weight[1], first.model.fc.weight[2])
 
 
 def test_a_name_that_the_weights_do_not_have_is_told_before_they_are_asked_for() -> None:
@@ -338,7 +381,7 @@ def test_a_file_without_a_classifier_has_nothing_to_reuse(tmp_path: Path) -> Non
         BackboneError,
         lambda: open_network("test_resnet", ("bees",), pretrained=tmp_path / "body.pth", head=Head(reuse="auto")),
     )
-    assert "nothing that the weights know" in error.arrived
+    assert "no single layer of classes" in error.arrived
 
 
 def test_a_head_elsewhere_reuses_what_it_replaces_and_nothing_else(tmp_path: Path) -> None:
@@ -355,7 +398,7 @@ def test_a_head_elsewhere_reuses_what_it_replaces_and_nothing_else(tmp_path: Pat
         BackboneError,
         lambda: open_network("test_resnet", ("bees",), pretrained=tmp_path / "small.pth", head=elsewhere),
     )
-    assert "nothing that the weights know in that place" in error.arrived
+    assert "no single layer of classes" in error.arrived
 
 
 def test_a_file_that_headstart_saved_with_dropout_in_its_head_is_reused_too(tmp_path: Path) -> None:
@@ -364,10 +407,10 @@ def test_a_file_that_headstart_saved_with_dropout_in_its_head_is_reused_too(tmp_
     first.save(tmp_path / "insects.safetensors")
     second = Learner("test_resnet", data, pretrained=tmp_path / "insects.safetensors", head=Head(reuse="auto"))
     assert torch.equal(second.model.fc.weight, first.model.fc[1].weight)
-    hidden = Learner("test_resnet", data, pretrained=False, head=8)
+    hidden = Learner("test_resnet", data, pretrained=False, head=first.model.fc[1].in_features)
     hidden.save(tmp_path / "hidden.safetensors")
     error = refusal(
         BackboneError,
         lambda: Learner("test_resnet", data, pretrained=tmp_path / "hidden.safetensors", head=Head(reuse="auto")),
     )
-    assert "hidden layers" in error.todo
+    assert "hidden layers" in error.needed

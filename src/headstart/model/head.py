@@ -5,13 +5,13 @@ networks have several), elsewhere the last Linear or Conv2d layer. Everything el
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from torch import nn
 
-from headstart.errors import BackboneError, ConfigError, Demands, is_count, is_number, nearest
+from headstart.errors import BackboneError, ConfigError, Demands, is_count, is_number, listing, nearest
 
 Factory = Callable[[int, int], nn.Module]
 """From (features, classes) to a head."""
@@ -32,8 +32,8 @@ class Head:
         dropout: share of the features that the last layer does not see in training, in [0, 1).
         init: of the last layer, whose bias starts at zero, or at one where a ReLU follows, as in SqueezeNet.
             `"default"` and `"zero"` begin with equal probabilities, whatever the features, as ViT does for fine-tuning
-            (Dosovitskiy et al., 2021, section 3.2); `"small"` draws weights of 0.01; `"xavier"` follows Glorot and
-            Bengio (2010).
+            (Dosovitskiy et al., 2021, section 3.2), but for what `reuse` says; `"small"` draws weights of 0.01;
+            `"xavier"` follows Glorot and Bengio (2010).
         reuse: what the new head takes over of the old one: `"auto"` starts each class that the weights know by the same
             name as they have learned it, a mapping such as `{"hotdog": "hotdog, hot dog, red hot"}` names a class of
             the weights for some of yours, None takes nothing. The other classes all begin alike, at the same scale,
@@ -43,8 +43,9 @@ class Head:
             for `reuse` where the library does not know them, as for weights of your own.
 
     Raises:
-        ConfigError: a width is below 1, dropout is 1 or more, the init is unknown, or `reuse` is asked for a head with
-            hidden layers, which the weights know nothing of.
+        ConfigError: a width is below 1, dropout is 1 or more, the init is unknown, `reuse` is neither "auto" nor a
+            mapping, or is asked for a head with hidden layers, which the weights know nothing of, or there are
+            `source_classes` without it.
 
     Example:
         >>> Head(hidden=(256, 120), dropout=0.2).build(512, 2)
@@ -63,7 +64,7 @@ class Head:
     init: Init = "default"
     reuse: Literal["auto"] | Mapping[str, str] | None = None
     at: str | None = None
-    source_classes: Sequence[str] | str | Path | None = None
+    source_classes: Sequence[str] | str | Path | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         demands = Demands("For example Head(hidden=(256,), dropout=0.2), or Head(reuse='auto').")
@@ -82,11 +83,23 @@ class Head:
         demands.check("reuse", reuse, asked, "'auto', a mapping from your names to the weights', or None")
         listed = isinstance(names, Sequence) and all(isinstance(name, str) for name in names)
         told = names is None or listed or isinstance(names, Path)
-        demands.check("source_classes", names, told, "a list of names, or the path of a text file")
-        demands.check("source_classes", names, names is None or reuse is not None, "None without reuse")
+        shown = listing(names, 3) if isinstance(names, Sequence) and not isinstance(names, str) else names
+        demands.check("source_classes", shown, told, "a list of names, or the path of a text file")
+        demands.check("source_classes", shown, names is None or reuse is not None, "None without reuse")
         demands.check(
             "hidden", self.hidden, not (self.hidden and reuse), "() with reuse: the old head has other layers"
         )
+
+    def __repr__(self) -> str:
+        """Show what is not as usual, and of long lists the beginning."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.repr}
+        usual = {field.name: field.default for field in fields(self)}
+        told = [f"{name}={value!r}" for name, value in values.items() if value != usual[name]]
+        if isinstance(self.source_classes, Sequence) and not isinstance(self.source_classes, str):
+            told.append(f"source_classes=[{listing(map(repr, self.source_classes), 3)}]")
+        elif self.source_classes is not None:
+            told.append(f"source_classes={str(self.source_classes)!r}")
+        return f"Head({', '.join(told)})"
 
     @property
     def is_plain(self) -> bool:
@@ -198,7 +211,7 @@ def replace_head(network: nn.Module, path: str, head: Head | nn.Module | Factory
         new = head if isinstance(head, nn.Module) else _built(head, old, path, classes)
     demand_width(new, classes)
     if new is head:
-        _demand_features(new, old, path)
+        demand_features(new, old, path)
     if isinstance(head, Head) and _is_rectified(network, path):
         last = [layer for layer in new.modules() if isinstance(layer, _Layer)][-1]
         if last.bias is not None:
@@ -258,14 +271,15 @@ def demand_width(head: nn.Module, classes: int) -> None:
         )
 
 
-def _demand_features(head: nn.Module, old: nn.Module, path: str) -> None:
-    """Refuse a finished head whose first layer takes another number of features than there are."""
-    first = next(module for module in head.modules() if not any(True for _ in module.children()))
+def demand_features(head: nn.Module, old: nn.Module, path: str) -> None:
+    """Refuse a layer, or a Sequential, as a head that begins with another number of features than there are."""
+    first = head[0] if isinstance(head, nn.Sequential) and len(head) else head
     if not isinstance(first, _Layer) or not isinstance(old, _Layer):
         return
     kind = "feature maps with {} channels" if isinstance(old, nn.Conv2d) else "{} features"
     gets, takes = (layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features for layer in (old, first))
-    if takes != gets or (isinstance(old, nn.Conv2d) and isinstance(first, nn.Linear)):
+    is_lazy = takes == 0
+    if not is_lazy and (takes != gets or (isinstance(old, nn.Conv2d) and isinstance(first, nn.Linear))):
         raise BackboneError(
             f"a head that begins with {first!r}",
             f"one that takes what {path!r} takes, {kind.format(gets)}",

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torchvision.models import GoogLeNet, Inception3
 
 from headstart.data.preprocessing import Preprocessing
-from headstart.errors import BackboneError
+from headstart.errors import BackboneError, ConfigError
 from headstart.model.head import Factory, Head, demand_module, replace_head
-from headstart.model.reuse import Reuse, Rows, begin_as_known
-from headstart.model.weights import AUXILIARY
+from headstart.model.reuse import Reuse, Rows, Source, begin_as_known, demand_count, plan_reuse
+from headstart.model.weights import AUXILIARY, classes_in, is_within
 
 THIS_FILE = "this-file.safetensors"
 """What a recipe calls the file that it stands in."""
@@ -40,6 +40,11 @@ class Wish(NamedTuple):
     def reusing(self) -> Head | None:
         """The head, where it takes over what the old one knows."""
         return self.head if isinstance(self.head, Head) and self.head.reuse is not None else None
+
+    def replaced(self, layers: tuple[str, ...]) -> tuple[str, ...]:
+        """Give the paths of what the head replaces: the layers that give classes, and its own place."""
+        at = self.head.at if isinstance(self.head, Head) else None
+        return layers if at is None else (*layers, at)
 
     @property
     def is_plain(self) -> bool:
@@ -96,6 +101,43 @@ def timm_head(network: nn.Module, name: str) -> tuple[str, ...]:
             "Choose another network, or wrap this one in a module of your own that ends in a Linear layer.",
         )
     return tuple(outermost)
+
+
+def plan(wish: Wish, count: int, known: Callable[[], Source | None]) -> Reuse | None:
+    """Find out which classes begin as the weights know them, where that is asked for.
+
+    Args:
+        wish: with a head that may reuse the old one.
+        count: how many classes the library's weights have, or the network's own head.
+        known: gives their names.
+
+    Raises:
+        ConfigError: there are no weights, nobody knows their classes, or a name is not the data's.
+        BackboneError: the weights have no classes, other ones than those that were named, or not one that is.
+    """
+    if wish.reusing is None:
+        return None
+    if wish.pretrained is False or not wish.names:
+        raise ConfigError(
+            f"head={wish.head!r} with " + ("random weights" if wish.names else "a count of classes"),
+            "weights that have learned something to reuse, and the names of your classes",
+            "Pass pretrained=True, or the path of a file; or leave reuse= out.",
+        )
+    if wish.pretrained is True and count == 0:
+        raise BackboneError(
+            f"head={wish.head!r} for weights without a classifier",
+            "weights that were trained to tell classes apart",
+            "Leave reuse= out, or choose another tag.",
+        )
+    own = classes_in(wish.pretrained) if isinstance(wish.pretrained, Path) else None
+    reuse = plan_reuse(
+        wish.reusing,
+        wish.names,
+        known() if own is None else Source(tuple((name,) for name in own), str(wish.pretrained)),
+    )
+    if wish.pretrained is True:
+        demand_count(count, reuse)
+    return reuse
 
 
 def recipe(library: str, call: str, network: nn.Module, placed: Iterable[str]) -> str:
@@ -165,7 +207,7 @@ def put_head(
         raise BackboneError(
             f"head={head!r} for a network with {len(layers)} classifiers ({', '.join(layers)})",
             "a Head, or a function (features, classes) -> module, which makes one for each",
-            "Leave head= out, or name the one to replace: Head(at='...').",
+            "Leave head= out, or pass such a function.",
         )
     for path in layers:
         replace_head(network, path, head, classes)
@@ -184,7 +226,7 @@ def _put_head_at(
         return (at,)  # what seemed to be the head belongs to the backbone
     for path in layers:
         if not is_within(path, at):
-            replace_head(network, path, Head(), classes)
+            replace_head(network, path, Head(init=head.init), classes)
     return paths if is_part else (at, *beside)
 
 
@@ -214,16 +256,21 @@ def finish_head(
     """
     head = Head() if wish.head is None else wish.head
     state = network.state_dict() if given is None else given
-    old = {path: rows for path in layers if (rows := _rows_in(state, path)) is not None}
+    places = {path: wish.replaced((path,))[-1] for path in layers}
+    old = {
+        path: rows for path in layers if (rows := _rows_in(state, path) or _rows_in(state, places[path])) is not None
+    }
     paths = put_head(network, paths, layers, head, wish.classes)
+    if isinstance(getattr(network, "num_classes", None), int):
+        network.num_classes = wish.classes  # type: ignore[assignment]
     if reuse is None or not isinstance(head, Head):
         return paths
-    targets = {path: head.at if head.at is not None and is_within(path, head.at) else path for path in old}
+    targets = {path: places[path] if is_within(path, places[path]) else path for path in old}
     if not any(is_within(target, path) for target in targets.values() for path in paths):
         raise BackboneError(
-            f"head={head!r}, and nothing that the weights know in that place",
-            "the place of a classifier that comes with the weights",
-            "Leave at= out of the Head, or reuse=, or take weights of a whole network.",
+            f"head={head!r}, and weights that have no single layer of classes for its place",
+            "weights whose classifier has the form of the library's own, without hidden layers",
+            "Leave reuse= out, take other weights, or check at= if there is one.",
         )
     for path, rows in old.items():
         new = network.get_submodule(targets[path])
@@ -233,10 +280,12 @@ def finish_head(
 
 
 def _rows_in(state: Mapping[str, Tensor], path: str) -> Rows | None:
-    """Find what a layer, or the last one of a head that stood in its place, has learned of its classes."""
+    """Find what a layer, or the only one of a head that stood in its place, has learned of its classes."""
     names = [name for name, value in state.items() if name.endswith(".weight") and value.ndim > 1]
-    last = next((name for name in reversed(names) if is_within(name, path)), None)
-    return None if last is None else Rows(state[last], state.get(last.removesuffix("weight") + "bias"))
+    inside = [name for name in names if is_within(name, path)]
+    if len(inside) != 1:
+        return None
+    return Rows(state[inside[0]], state.get(inside[0].removesuffix("weight") + "bias"))
 
 
 def rehearse(opened: Opened, wish: Wish) -> None:
@@ -272,16 +321,6 @@ def trial(network: nn.Module, size: tuple[int, int]) -> Any:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def is_within(path: str, outer: str) -> bool:
-    """Say whether a module is another one or inside it.
-
-    Example:
-        >>> is_within("head.fc", "head"), is_within("head", "head"), is_within("head_dist", "head")
-        (True, True, False)
-    """
-    return path == outer or path.startswith(f"{outer}.")
 
 
 def weights_words(pretrained: bool | Path, tag: str) -> str:

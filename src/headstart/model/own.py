@@ -7,11 +7,11 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from headstart.data.preprocessing import Preprocessing
-from headstart.errors import BackboneError
+from headstart.errors import BackboneError, HeadstartError
 from headstart.model.head import Factory, Head, class_layers, demand_module, last_layer, width
 from headstart.model.names import imagenet_classes
-from headstart.model.opened import Opened, Wish, drop_auxiliary, finish_head, rehearse, timm_head, trial
-from headstart.model.reuse import Source, plan_reuse
+from headstart.model.opened import Opened, Wish, drop_auxiliary, finish_head, plan, rehearse, timm_head, trial
+from headstart.model.reuse import Source
 from headstart.model.weights import load_backbone
 
 
@@ -41,18 +41,25 @@ def open_own(network: nn.Module, wish: Wish) -> Opened:
     paths = _head_of(network, wish.classes, wish.head, preprocessing.image_size)
     layers = _layers_of(network, paths)
     runs = wish.head is not None and _runs(network, preprocessing.image_size)
-    reuse = None if wish.reusing is None else plan_reuse(wish.reusing, wish.names, _known(network, layers))
+    count = width(network, layers[0]) or 0
+    reuse = plan(wish._replace(pretrained=wish.pretrained or True), count, lambda: _known(network, count))
     given = None
     if isinstance(wish.pretrained, Path):
-        is_placed = isinstance(wish.head, Head) and wish.head.at is not None
-        left_out = () if wish.head is None else paths if is_placed else layers
+        left_out = () if wish.head is None else wish.replaced(layers)
         given = load_backbone(network, left_out, wish.pretrained, f"your {type(network).__name__}")
         words = f"weights from {wish.pretrained.name}, {words}"
-    if wish.head is not None:
-        paths = finish_head(network, paths, layers, wish, reuse, given)
-    opened = Opened(network, paths, preprocessing, {}, f"your {type(network).__name__} ({words})", reuse)
-    if config or runs:  # of any other network nobody knows what it takes
-        rehearse(opened, wish)
+    before = {path: network.get_submodule(path) for path in wish.replaced(layers)}
+    try:
+        if wish.head is not None:
+            paths = finish_head(network, paths, layers, wish, reuse, given)
+        opened = Opened(network, paths, preprocessing, {}, f"your {type(network).__name__} ({words})", reuse)
+        if runs or (config and wish.image_size is not None):  # of any other network nobody knows what it takes
+            rehearse(opened, wish)
+    except HeadstartError:
+        for path, module in reversed(before.items()):
+            parent, _, name = path.rpartition(".")
+            setattr(network.get_submodule(parent), name, module)
+        raise
     return opened
 
 
@@ -73,11 +80,10 @@ def _layers_of(network: nn.Module, paths: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(".".join((path, *filter(None, last_layer(network.get_submodule(path))))) for path in paths)
 
 
-def _known(network: nn.Module, layers: tuple[str, ...]) -> Source | None:
+def _known(network: nn.Module, count: int) -> Source | None:
     """Give the names of the classes of a network from timm that still has its weights' own head."""
     config = getattr(network, "pretrained_cfg", None) or {}
-    count = width(network, layers[0])
-    return imagenet_classes(count) if count is not None and count == config.get("num_classes") else None
+    return imagenet_classes(count) if count == config.get("num_classes") else None
 
 
 def _head_of(

@@ -1,6 +1,7 @@
 """A new head that begins with what the old one knew: classes are matched by their names, never by their places."""
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -45,25 +46,24 @@ def given_source(source_classes: Sequence[str] | str | Path) -> Source:
     """Take the names that the user brings along: a list, or a text file with a name on each line.
 
     Raises:
-        ConfigError: the file cannot be read, or a name is there twice.
+        ConfigError: the file cannot be read, or there is no name.
     """
     origin = "source_classes"
     if isinstance(source_classes, str | Path):
         origin = str(source_classes)
         try:
-            lines = Path(source_classes).expanduser().read_text(encoding="utf-8").splitlines()
+            lines = Path(source_classes).expanduser().read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"source_classes={str(source_classes)!r}: {getattr(error, 'strerror', None) or error}",
                 "a list of names, or the path of a text file with a name on each line",
-                "Check the path.",
+                "Check the path, and that the file is saved as UTF-8.",
             ) from error
         source_classes = [line.strip() for line in lines if line.strip()]
-    if len(set(source_classes)) != len(source_classes) or not source_classes:
-        twice = sorted({name for name in source_classes if list(source_classes).count(name) > 1})
+    if not source_classes:
         raise ConfigError(
-            f"{len(source_classes)} names from {origin}" + (f", {listing(twice, 3)} more than once" if twice else ""),
-            "one name for each class of the weights, all different, in their order",
+            f"no names from {origin}",
+            "one name for each class of the weights, in their order",
             "Take the list that the weights were trained with.",
         )
     return Source.of_descriptions(source_classes, origin)
@@ -94,15 +94,13 @@ def matched(classes: Sequence[str], source: Source, reuse: Literal["auto"] | Map
         >>> matched(["ants", "wasp"], source, {"wasp": "bee"})
         {'wasp': 0}
     """
-    full: dict[str, list[int]] = {}
     places: dict[str, list[int]] = {}
     for place, names in enumerate(source.names):
-        full.setdefault(_plain(names[0]), []).append(place)
         for name in dict.fromkeys(map(_plain, names)):
             places.setdefault(name, []).append(place)
 
     def find(name: str) -> list[int]:
-        return full.get(name) or places.get(name, [])
+        return places.get(name, [])
 
     def find_any(name: str) -> list[int]:
         return next((hits for spelling in _spellings(name) if (hits := find(spelling))), [])
@@ -122,7 +120,7 @@ def matched(classes: Sequence[str], source: Source, reuse: Literal["auto"] | Map
 
 
 def _plain(name: str) -> str:
-    return " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
+    return " ".join(re.split(r"[\s_-]+", unicodedata.normalize("NFC", name).strip().casefold()))
 
 
 def _spellings(name: str) -> list[str]:
@@ -204,6 +202,16 @@ def plan_reuse(head: Head, classes: Sequence[str], known: Source | None) -> Reus
     return Reuse(source, matched(classes, source, head.reuse), tuple(classes))
 
 
+def demand_count(count: int, reuse: Reuse) -> None:
+    """Raise a BackboneError unless weights have as many classes as were named."""
+    if count != len(reuse.source.names):
+        raise BackboneError(
+            f"weights with {count} classes, and {len(reuse.source.names)} names from {reuse.source.origin}",
+            "one name for each class of the weights, in their order",
+            "Pass the names they were trained with: Head(reuse=..., source_classes=[...]).",
+        )
+
+
 def begin_as_known(layer: nn.Linear | nn.Conv2d, old: Rows, reuse: Reuse, *, alike: bool) -> None:
     """Give the layer of a new head what an old one knows of its classes.
 
@@ -217,12 +225,7 @@ def begin_as_known(layer: nn.Linear | nn.Conv2d, old: Rows, reuse: Reuse, *, ali
     Raises:
         BackboneError: the old layer has another number of features, or other classes than those that were named.
     """
-    if len(old.weight) != len(reuse.source.names):
-        raise BackboneError(
-            f"weights with {len(old.weight)} classes, and {len(reuse.source.names)} names from {reuse.source.origin}",
-            "one name for each class of the weights, in their order",
-            "Pass the names they were trained with: Head(reuse=..., source_classes=[...]).",
-        )
+    demand_count(len(old.weight), reuse)
     if old.weight.shape[1:] != layer.weight.shape[1:]:
         sizes = [list(rows.shape[1:]) for rows in (old.weight, layer.weight)]
         raise BackboneError(
@@ -232,17 +235,18 @@ def begin_as_known(layer: nn.Linear | nn.Conv2d, old: Rows, reuse: Reuse, *, ali
         )
     if not reuse.rows:
         return
-    known = [reuse.classes.index(name) for name in reuse.rows]
-    others = [place for place in range(len(layer.weight)) if place not in known]
+    known = [place for place, name in enumerate(reuse.classes) if name in reuse.rows]
+    others = [place for place, name in enumerate(reuse.classes) if name not in reuse.rows]
+    rows = [reuse.rows[reuse.classes[place]] for place in known]
     with torch.no_grad():
         weight = old.weight.to(layer.weight)
-        layer.weight[known] = weight[list(reuse.rows.values())]
+        layer.weight[known] = weight[rows]
         if alike:
             common = weight.mean(0)
             scale = weight.flatten(1).norm(dim=1).mean()
             layer.weight[others] = common * (scale / common.norm().clamp_min(1e-12))
         if layer.bias is not None and old.bias is not None:
             bias = old.bias.to(layer.bias)
-            layer.bias[known] = bias[list(reuse.rows.values())]
+            layer.bias[known] = bias[rows]
             if alike:
                 layer.bias[others] = bias.mean()

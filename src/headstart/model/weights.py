@@ -138,7 +138,12 @@ def named_as(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str
         ['fc.weight']
     """
     found = dict(state)
-    while found and not own.keys() & found.keys() and len({name.partition(".")[0] for name in found}) == 1:
+    while (
+        found
+        and "" not in found
+        and not own.keys() & found.keys()
+        and len({name.partition(".")[0] for name in found}) == 1
+    ):
         found = {name.partition(".")[2]: value for name, value in found.items()}
     found = found if own.keys() & found.keys() else dict(state)
     for pattern, name_now in _EARLIER_NAMES:
@@ -185,7 +190,7 @@ def load_backbone(network: nn.Module, layers: tuple[str, ...], path: Path, name:
     read = read_state(path)
     state = named_as(own, read)
     if misfits(own, state, left_out):
-        state = _as_timm_reads_it(network, state, left_out)
+        state = _as_timm_reads_it(network, read, left_out) or state
     if words := misfits(own, state, left_out):
         fitting = len(own.keys() & state.keys())
         raise BackboneError(
@@ -218,20 +223,38 @@ def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], left_out: It
     return "; ".join(f"{len(names)} {what} ({listing(sorted(names), 3)})" for what, names in found if names)
 
 
+def is_within(path: str, outer: str) -> bool:
+    """Say whether a module or a tensor is another one or inside it.
+
+    Example:
+        >>> is_within("head.fc", "head"), is_within("head", "head"), is_within("head_dist", "head")
+        (True, True, False)
+    """
+    return path == outer or path.startswith(f"{outer}.")
+
+
 def _is_in(name: str, paths: Iterable[str]) -> bool:
-    return any(name == path or name.startswith(f"{path}.") for path in paths)
+    return any(is_within(name, path) for path in paths)
 
 
-def _as_timm_reads_it(network: nn.Module, state: dict[str, Tensor], left_out: Iterable[str]) -> dict[str, Tensor]:
-    """Give a file in the format of its authors under timm's names, where timm has a converter for the family."""
-    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+def _as_timm_reads_it(
+    network: nn.Module, read: Mapping[str, Tensor], left_out: Iterable[str]
+) -> dict[str, Tensor] | None:
+    """Give a file in the format of its authors under timm's names, where timm has a converter for the family.
+
+    A converter may also fit tensors of another size, such as patches, to the network: that is another architecture.
+    """
+    module = sys.modules.get(type(network).__module__)
+    convert = getattr(module, "checkpoint_filter_fn", None)
     if convert is None:
-        return state
+        return None
+    own = network.state_dict()
     try:
-        converted = named_as(network.state_dict(), convert(dict(state), network))
-    except Exception:  # a converter fails in its own way at a file that it is not for; what does not fit is told below
-        return state
-    return state if misfits(network.state_dict(), converted, left_out) else converted
+        converted = named_as(own, convert(dict(read), network))
+    except Exception:  # a converter fails in its own way at a file that it is not for; what does not fit is told anyway
+        return None
+    resized = any(name in converted and converted[name].shape != value.shape for name, value in read.items())
+    return None if resized or misfits(own, converted, left_out) else converted
 
 
 def classes_in(path: Path) -> tuple[str, ...] | None:

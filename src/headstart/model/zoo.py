@@ -6,7 +6,6 @@ names exist in both, with different weights); a tag after the dot picks the weig
 values from which the same architecture can be built again.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +19,23 @@ from timm.models import get_deprecated_models
 from torch import nn
 
 from headstart.data.preprocessing import Preprocessing
-from headstart.errors import BackboneError, CheckpointError, ConfigError, listing, nearest
+from headstart.errors import BackboneError, CheckpointError, HeadstartError, listing, nearest
 from headstart.files import as_path
-from headstart.model.head import Factory, Head, class_layers, demand_width, last_layer, width
+from headstart.model.head import Factory, Head, class_layers, demand_features, demand_width, last_layer, width
 from headstart.model.names import imagenet_classes, torchvision_classes
-from headstart.model.opened import Opened, Wish, drop_auxiliary, finish_head, recipe, rehearse, timm_head, weights_words
+from headstart.model.opened import (
+    Opened,
+    Wish,
+    drop_auxiliary,
+    finish_head,
+    plan,
+    recipe,
+    rehearse,
+    timm_head,
+    weights_words,
+)
 from headstart.model.own import open_own
-from headstart.model.reuse import Reuse, Source, plan_reuse
-from headstart.model.weights import classes_in, fetch, load_backbone, telling_failures, timm_source
+from headstart.model.weights import fetch, load_backbone, telling_failures, timm_source
 
 
 def open_network(
@@ -80,20 +88,34 @@ def open_network(
 def _works_without_values(opener: Callable[[str, str, Wish], Opened], name: str, tag: str, wish: Wish) -> bool:
     """Try a wish on a network without values, so that what cannot work is told before anything is downloaded.
 
+    Only code of the libraries runs here: a module of the user's is compared with the place where it shall stand.
+
     Returns:
-        Whether it works; False where nobody can tell, for some networks cannot be built or run without values.
+        Whether it works; False where nobody can tell, for some code needs values.
     """
-    head = copy.deepcopy(wish.head)
-    if isinstance(head, Head):
-        head = replace(head, reuse=None, source_classes=None)
+    own = None if wish.head is None or isinstance(wish.head, Head) else wish.head
+    plain = replace(wish.head, reuse=None, source_classes=None) if isinstance(wish.head, Head) else None
+    tried = wish._replace(pretrained=False, head=plain)
     try:
         with torch.device("meta"):
-            rehearse(opener(name, tag, wish._replace(pretrained=False, head=head)), wish)
-    except (NotImplementedError, BackboneError) as error:
-        if not isinstance(error, NotImplementedError) and not isinstance(error.__cause__, NotImplementedError):
+            opened = opener(name, tag, tried)
+    except HeadstartError as error:
+        if error.__cause__ is None:
             raise
         return False
-    return True
+    except Exception:  # code that builds a network may look at values
+        return False
+    if isinstance(own, nn.Module):
+        for path in class_layers(opened.network, opened.head, wish.classes):
+            demand_features(own, opened.network.get_submodule(path), path)
+    try:
+        with torch.device("meta"):
+            rehearse(opened, tried)
+    except BackboneError as error:
+        if isinstance(error.__cause__, NotImplementedError) or "meta" in str(error.__cause__):
+            return False
+        raise
+    return own is None
 
 
 def parse_name(model: str) -> tuple[str, str, str]:
@@ -150,26 +172,6 @@ def _torchvision_names() -> list[str]:
     return found
 
 
-def _plan(wish: Wish, known: Callable[[], Source | None]) -> Reuse | None:
-    """Find out which classes begin as the weights know them, where that is asked for.
-
-    Args:
-        wish: with a head that may reuse the old one.
-        known: gives the classes of the library's weights.
-    """
-    if wish.reusing is None:
-        return None
-    if wish.pretrained is False:
-        raise ConfigError(
-            f"head={wish.head!r} with pretrained=False",
-            "weights that have learned something to reuse",
-            "Pass pretrained=True, or the path of a file; or leave reuse= out.",
-        )
-    own = classes_in(wish.pretrained) if isinstance(wish.pretrained, Path) else None
-    source = known() if own is None else Source(tuple((name,) for name in own), str(wish.pretrained))
-    return plan_reuse(wish.reusing, wish.names, source)
-
-
 def _recipe(library: str, call: str, network: nn.Module, layers: tuple[str, ...], wish: Wish) -> str:
     """Write how the library alone makes the network again; nothing where the head is code of the user's."""
     if wish.is_plain:
@@ -200,7 +202,8 @@ def _open_timm(name: str, tag: str, wish: Wish) -> Opened:
     full = f"{name}.{tag}" if tag else name
     config = timm.get_pretrained_cfg(full)
     _demand_size(full, config, wish.image_size)
-    reuse = _plan(wish, lambda: imagenet_classes(getattr(config, "num_classes", 0)))
+    known = getattr(config, "num_classes", 0)
+    reuse = plan(wish, known, lambda: imagenet_classes(known))
     source = timm_source(full, config) if wish.pretrained is True else {}
     # The old head comes along where the new one takes over some of it.
     count = config.num_classes if reuse and wish.pretrained is True else wish.classes
@@ -210,9 +213,8 @@ def _open_timm(name: str, tag: str, wish: Wish) -> Opened:
     layers = _timm_layers(network, paths, full, count)
     given = None
     if isinstance(wish.pretrained, Path):
-        given = load_backbone(network, layers, wish.pretrained, f"timm {name}")
+        given = load_backbone(network, wish.replaced(layers), wish.pretrained, f"timm {name}")
     paths = finish_head(network, paths, layers, wish, reuse, given)
-    network.num_classes = wish.classes
     size = {"img_size": wish.image_size} if wish.image_size else None
     used = network.pretrained_cfg.get("tag") or "no tag"
     return Opened(
@@ -259,13 +261,15 @@ def _open_torchvision(name: str, tag: str, wish: Wish) -> Opened:
             "weights of a whole network",
             "Leave the tag out: the name alone takes the usual weights.",
         )
-    reuse = _plan(wish, lambda: torchvision_classes(weights))
+    reuse = plan(wish, len(weights.meta["categories"]), lambda: torchvision_classes(weights))
     path = fetch(weights.url, f"torchvision/{name}") if wish.pretrained is True else wish.pretrained
     arguments = _implied(name, weights, fresh=path is False)
     network = torchvision.models.get_model(name, weights=None, num_classes=wish.classes, **arguments)
     drop_auxiliary(network)
     layers = last_layer(network)
-    given = load_backbone(network, layers, path, f"torchvision {name}") if isinstance(path, Path) else None
+    given = None
+    if isinstance(path, Path):
+        given = load_backbone(network, wish.replaced(layers), path, f"torchvision {name}")
     paths = finish_head(network, layers, layers, wish, reuse, given)
     preprocessing = Preprocessing.from_torchvision(weights.transforms())
     return Opened(
