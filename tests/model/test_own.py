@@ -255,3 +255,13 @@ def test_a_head_that_is_replaced_twice_is_replaced_whole() -> None:
     network = open_network("test_resnet", 8, pretrained=False, head=Head(hidden=(6,))).network
     opened = open_network(network, 5, head=Head())
     assert opened.network.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_a_head_of_timms_keeps_its_norms_in_ones_own_network_too() -> None:
+    network = timm.create_model("levit_128s")
+    norm = network.head.bn
+    opened = open_network(network, 3, head=Head())
+    assert opened.head == ("head", "head_dist")
+    assert network.head.bn is norm
+    assert (network.head.linear.out_features, network.head_dist.linear.out_features) == (3, 3)
+    assert network.num_classes == 3

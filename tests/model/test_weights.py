@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,28 @@ def test_a_file_in_the_format_of_its_authors_is_read_as_timm_does(tmp_path: Path
     error = refusal(BackboneError, lambda: load_backbone(target, ("head.fc",), tmp_path / "facebook.pth", "mine"))
     assert "missing" in error.arrived
     assert equal(target.state_dict(), found)
+
+
+def test_a_file_that_fits_is_not_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = timm.create_model("convnext_atto", num_classes=3)
+    torch.save(network.state_dict(), tmp_path / "own.pth")
+    asked: list[object] = []
+    monkeypatch.setattr(
+        sys.modules[type(network).__module__], "checkpoint_filter_fn", lambda *given: asked.append(given)
+    )
+    load_backbone(network, ("head.fc",), tmp_path / "own.pth", "mine")
+    assert not asked
+
+
+def test_a_network_whose_module_is_nowhere_is_refused_like_any_other(tmp_path: Path) -> None:
+    elsewhere = type("Elsewhere", (nn.Linear,), {"__module__": "nowhere"})(2, 3)
+    torch.save({"weight": torch.zeros(9, 9), "bias": torch.zeros(3)}, tmp_path / "other.pth")
+    error = refusal(BackboneError, lambda: load_backbone(elsewhere, (), tmp_path / "other.pth", "mine"))
+    assert "1 of another shape (weight)" in error.arrived
+
+
+def test_a_file_of_one_tensor_without_a_dot_is_read() -> None:
+    assert list(named_as({"fc.weight": torch.zeros(1)}, {"prompt": torch.ones(1)})) == ["prompt"]
 
 
 # What libraries raise

@@ -247,6 +247,16 @@ def test_each_of_several_classifiers_gets_the_head_that_is_asked_for(name: str, 
         assert opened.network.train()(images).shape == opened.network.eval()(images).shape == (2, 7)
 
 
+def test_classifiers_beside_the_one_that_is_named_become_new_in_the_same_way(tmp_path: Path) -> None:
+    old = timm.create_model("levit_128s", num_classes=7)
+    torch.save(old.state_dict(), tmp_path / "old.pth")
+    head = Head(at="head_dist", init="xavier")
+    network = open_network("levit_128s", 7, pretrained=tmp_path / "old.pth", head=head).network
+    assert isinstance(network.head_dist, nn.Linear)
+    assert network.head.linear.weight.any()
+    assert not torch.isclose(network.head.linear.weight, old.head.linear.weight).all(1).any()
+
+
 @pytest.mark.usefixtures("without_values")
 def test_one_finished_module_cannot_stand_in_several_places() -> None:
     error = refusal(BackboneError, lambda: open_network("levit_128s", 7, pretrained=False, head=nn.Linear(384, 7)))
