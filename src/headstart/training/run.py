@@ -41,6 +41,9 @@ class StopTraining(Exception):  # noqa: N818 - a request, not an error
         headstart.training.run.StopTraining: the disk is almost full
     """
 
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+
 
 class LearnerLike(Protocol):
     """What callbacks may ask of the Learner they work for: all but `fit` and `load`, which have no place in a fit.

@@ -18,7 +18,7 @@ _WARMUP_START = 1 / 25  # where a warm-up begins: not at 0, for the first steps 
 class Progress(float):
     """How far a fit is, as a share in [0, 1], and the whole numbers it comes from.
 
-    Args:
+    Attributes:
         step: optimizer steps taken.
         steps: optimizer steps of the whole fit.
         epoch: epochs finished.
