@@ -30,17 +30,20 @@ class Batch:
 
 
 def preparer(
-    device: torch.device, normalise: Callable[[Tensor], Tensor], *, channels_last: bool, channels: int | None = None
+    device: torch.device,
+    normalise: Callable[[Tensor], Tensor],
+    *,
+    memory_format: torch.memory_format,
+    channels: int | None = None,
 ) -> Callable[[Pair], Batch]:
     """Build the way of a pair from a loader to a batch on the device, without waiting for the device.
 
     Args:
         device: where batches go.
         normalise: from uint8 pictures to floats, on the device.
-        channels_last: how they lie in memory there.
+        memory_format: how they lie in memory there.
         channels: what the network takes, None where nobody knows; other pictures are refused with a DataError.
     """
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def prepare(pair: Pair) -> Batch:
         images, targets = pair
@@ -103,13 +106,31 @@ def shape_or_type(value: object) -> str:
     return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
-def likes_channels_last(network: nn.Module) -> bool:
-    """Say whether a network and its pictures should lie in memory with channels last.
+def choose_memory_format(network: nn.Module, device: torch.device) -> torch.memory_format:
+    """Choose how a network and its pictures should lie in memory on a device: channels last or contiguous.
 
-    timm's and torchvision's should when most of their parameters are in 2-D convolutions, which run faster so. Another
-    one is taken as it came: it may `view` its feature maps in a way that only works in one of the two formats.
+    timm's and torchvision's lie channels last when most of their parameters are in 2-D convolutions, which run faster
+    so. Another one is taken as it came: it may `view` its feature maps in a way that only works in one of the two. On a
+    CPU no network lies channels last that torch could not train so.
     """
-    weights = [module.weight for module in network.modules() if isinstance(module, nn.Conv2d)]
-    if type(network).__module__.partition(".")[0] not in ("timm", "torchvision"):
-        return any(not w.is_contiguous() and w.is_contiguous(memory_format=torch.channels_last) for w in weights)
-    return sum(w.numel() for w in weights) * 2 > sum(parameter.numel() for parameter in network.parameters())
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    weights = [convolution.weight for convolution in convolutions]
+    if device.type == "cpu" and any(writes_past_its_gradient(convolution) for convolution in convolutions):
+        channels_last = False
+    elif type(network).__module__.partition(".")[0] in ("timm", "torchvision"):
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        channels_last = sum(weight.numel() for weight in weights) * 2 > parameters
+    else:
+        turned = [weight for weight in weights if not weight.is_contiguous()]
+        channels_last = any(weight.is_contiguous(memory_format=torch.channels_last) for weight in turned)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def writes_past_its_gradient(convolution: nn.Conv2d) -> bool:
+    """Say whether on a CPU the backward pass of a convolution that lies channels last writes where it may not.
+
+    oneDNN's 1 x 1 convolutions with a stride reckon with at least as many input channels as fit into a vector: 16 with
+    AVX-512, 8 with AVX2 (oneDNN issue 6035). The stems of RepVGG, MobileOne and FastViT have fewer.
+    """
+    strided = max(convolution.stride) > 1 and max(convolution.kernel_size) == 1
+    return strided and convolution.groups == 1 and convolution.in_channels < 16

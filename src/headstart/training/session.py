@@ -21,7 +21,7 @@ from headstart.data.sources import FolderSource
 from headstart.errors import ConfigError, listing
 from headstart.model.backbone import Backbone
 from headstart.randomness import STEP, derive, preserved, seed_step
-from headstart.training.batch import Batch, likes_channels_last, preparer
+from headstart.training.batch import Batch, choose_memory_format, preparer
 from headstart.training.callback import Callback, Hooks, Order, added_keys, check_callbacks
 from headstart.training.history import History
 from headstart.training.loop import Loop, Loss
@@ -84,12 +84,11 @@ class Session:
     _prepare: Callable[[Pair], Batch] = field(init=False)
 
     def __post_init__(self) -> None:
-        channels_last = likes_channels_last(self.backbone.network)
-        if channels_last:
-            self.backbone.network.to(memory_format=torch.channels_last)
+        memory_format = choose_memory_format(self.backbone.network, self.device)
+        self.backbone.network.to(memory_format=memory_format)
         normalise = self.backbone.preprocessing.normaliser(self.device)
         channels = 3 if self.backbone.architecture else None  # the libraries' networks see colours
-        self._prepare = preparer(self.device, normalise, channels_last=channels_last, channels=channels)
+        self._prepare = preparer(self.device, normalise, memory_format=memory_format, channels=channels)
 
     def fit(self, plan: FitPlan, callbacks: Sequence[Callback], learner: LearnerLike) -> History:
         """Train as planned and give what happened, epoch by epoch."""
