@@ -230,6 +230,7 @@ class Learner:
         callbacks: Sequence[Callback] | Callback = (),
         accumulate: int = 1,
         clip_norm: float | None = None,
+        resume: bool = False,
         verbose: bool = True,
     ) -> History:
         """Train, as often as you like; the optimizer's state goes on from fit to fit.
@@ -242,6 +243,9 @@ class Learner:
             callbacks: a list, or one alone; called in the order of their bands, then of the list.
             accumulate: batches that share one step, 1 or more; the step is that of one big batch.
             clip_norm: the largest joint norm of a step's gradients, above 0; None does not clip.
+            resume: whether to go on where an earlier process left this fit: the states are in the directory of the
+                ModelCheckpoint that is among the callbacks. Where there are none, the fit begins; where it has come to
+                its end, nothing is trained and its end is loaded. So a script that was cut short is run again.
             verbose: whether a progress bar is shown (one line for each epoch where there is no terminal).
 
         Returns:
@@ -251,6 +255,8 @@ class Learner:
             ConfigError: an argument is out of range, everything is frozen, or callbacks cannot work.
             DataError: pictures cannot be read (all of them are listed before the first batch), or a loader yields
                 something else than batches.
+            CheckpointError: a run to go on with was asked for something else (all differences are listed) or has no
+                state that is whole; or a file cannot be written.
 
         Example:
             >>> history = learner.fit(2, lr=1e-3, verbose=False)
@@ -265,6 +271,7 @@ class Learner:
         demands.check("layer_lr_decay", layer_lr_decay, decays, "a factor in (0, 1], or None")
         demands.check("accumulate", accumulate, is_count(accumulate), "a whole number of batches, 1 or more")
         demands.check("clip_norm", clip_norm, clip_norm is None or _is_positive(clip_norm), "a norm above 0, or None")
+        demands.check("resume", resume, isinstance(resume, bool), "True or False")
         demands.check("callbacks", callbacks, isinstance(callbacks, Iterable | Callback), "a list of callbacks")
         demands.settle()
         callbacks = _listed(callbacks)
@@ -272,9 +279,8 @@ class Learner:
             raise ConfigError("fit inside a fit", "one fit at a time", "Call it after the first one has returned.")
         shown = any(isinstance(callback, ProgressBar) for callback in callbacks)
         watching = [ProgressBar()] if verbose and not shown else []
-        plan = FitPlan(
-            int(epochs), float(lr), float(head_lr_mult), _plain(layer_lr_decay), int(accumulate), _plain(clip_norm)
-        )
+        rates = float(lr), float(head_lr_mult), _plain(layer_lr_decay)
+        plan = FitPlan(int(epochs), *rates, int(accumulate), _plain(clip_norm), resume)
         return self._session.fit(plan, [*callbacks, *watching], self)
 
     @property

@@ -1,6 +1,7 @@
 """ModelCheckpoint: which files are there after which epoch, what is in them, and when it refuses."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -22,8 +23,9 @@ def fitted(checkpoint: ModelCheckpoint, values, *, val=True, key="val_loss", lea
 
 
 def contents(folder) -> list[str]:
-    """List all files below a folder, hidden ones and leftovers included."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """List all files below a folder, hidden ones and leftovers included, but not the states of runs."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(folder)) for path in files if not re.match("state-|finished", path.name))
 
 
 def holds(path, expected) -> bool:
@@ -296,10 +298,10 @@ def test_a_disk_that_cannot_be_written_to_is_told_and_the_fit_has_failed(tmp_pat
 
 def test_it_takes_up_the_best_value_of_an_interrupted_run(tmp_path):
     checkpoint = ModelCheckpoint(tmp_path)
-    resume = At(on_epoch_begin=lambda c, epoch, logs: checkpoint.load_state_dict({"best": 1.5}))
+    resume = At(on_epoch_begin=lambda c, epoch, logs: checkpoint.load_state_dict({"best": 1.5, "files": []}))
     fitted(checkpoint, [2], callbacks=[resume])
     assert contents(tmp_path) == ["fit-1/last.safetensors"]
     last_only = ModelCheckpoint(tmp_path / "other")
-    resume = At(on_epoch_begin=lambda c, epoch, logs: last_only.load_state_dict({"best": nan}))
+    resume = At(on_epoch_begin=lambda c, epoch, logs: last_only.load_state_dict({"best": nan, "files": []}))
     fitted(last_only, [2], val=False, key="loss", callbacks=[resume])
     assert math.isnan(last_only.best)

@@ -96,6 +96,25 @@ def test_the_same_epoch_of_the_same_fit_is_the_same_and_every_other_differs(shap
         assert not any(same(seen, other) for at, other in epochs.items() if at != position)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_can_be_gone_on_with_from_any_batch(shapes: FolderSource, workers: int) -> None:
+    whole = [*training(shapes).epoch(1, 3)]
+    opened: list[int] = []
+
+    class Noting(FolderSource):
+        def sample(self, index: int, least_side: int | None = None) -> Any:
+            opened.append(index)
+            return super().sample(index, least_side)
+
+    noting = Noting(shapes.paths, shapes.labels, shapes.classes)
+    batches = training(noting, workers=workers)
+    for start in (2, len(whole) - 1, 0, len(whole)):
+        opened.clear()
+        assert same([*batches.epoch(1, 3, start)], whole[start:])
+        if workers == 0:
+            assert len(opened) == sum(len(labels) for _, labels in whole[start:])
+
+
 def test_another_seed_gives_another_order_and_other_variations(shapes: FolderSource) -> None:
     ordered = DatasetSource([(Image.new("L", (4, 4), number), 0) for number in range(19)], ("a", "b"))
 
@@ -392,6 +411,11 @@ def test_the_batches_of_a_loader_are_passed_on_untouched() -> None:
     images, targets = next(iter(own([PAIR]).epoch(0, 0)))
     assert images is PAIR[0]
     assert targets is PAIR[1]
+
+
+def test_batches_of_a_loader_before_the_start_are_passed_over() -> None:
+    loader = [(PAIR[0] + number, PAIR[1]) for number in range(4)]
+    assert [float(images.min() - PAIR[0].min()) for images, _ in own(loader).epoch(0, 0, 2)] == pytest.approx([2, 3])
 
 
 @pytest.mark.parametrize("kind", [list, tuple, Own])

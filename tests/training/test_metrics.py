@@ -1,6 +1,8 @@
 """Metrics by name, exact sums, and logs that are converted only when somebody reads them."""
 
+import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from torchmetrics.classification import (
 
 from headstart import ConfigError
 from headstart.training.metrics import Logs, Tally, directions, make_metrics
+from headstart.training.packing import pack, unpack
 
 NAMED = [
     "accuracy",
@@ -323,3 +326,29 @@ def test_an_error_while_a_value_is_computed_is_not_about_the_value():
 def test_whatever_is_one_number_is_read_as_a_float(value):
     found = Logs({"mine": value})["mine"]
     assert (found, type(found)) == (2.0, float)
+
+
+@pytest.mark.parametrize("seen", [0, 1, 3, 70])
+def test_a_tally_goes_on_from_its_state_to_the_bit(seen):
+    names = ("accuracy", "f1", "auroc", "top5_accuracy")
+    chance = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.rand((), generator=chance) * 10 ** -(number % 9), torch.randn(size, 3, generator=chance))
+        for number, size in enumerate([5] * 60 + [2] + [5] * 20)
+    ]
+
+    def add(tally, some):
+        for loss, logits in some:
+            tally.add(loss, logits, torch.arange(len(logits)) % 3)
+
+    whole, first, second = (Tally(make_metrics(names, 3), CPU) for _ in range(3))
+    add(whole, batches)
+    add(first, batches[:seen])
+    words, tensors = pack(first.state_dict(), "tally")
+    second.add(torch.tensor(9.0), torch.zeros(1, 3), torch.tensor([0]))  # what was in it does not matter
+    second.load_state_dict(unpack(json.loads(json.dumps(words)), {name: t.clone() for name, t in tensors.items()}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if seen else "ignore")
+        assert repr(dict(second.logs())) == repr(dict(first.logs()))
+    add(second, batches[seen:])
+    assert dict(second.logs()) == dict(whole.logs())

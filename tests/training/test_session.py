@@ -287,6 +287,7 @@ def test_a_plan_has_plain_defaults():
         "layer_lr_decay": None,
         "accumulate": 1,
         "clip_norm": None,
+        "resume": False,
     }
 
 

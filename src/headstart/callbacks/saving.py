@@ -2,18 +2,23 @@
 
 import math
 import re
+import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
-from headstart.errors import CheckpointError, ConfigError, Demands, is_count
+from headstart.errors import CheckpointError, ConfigError, Demands, is_count, is_number
 from headstart.files import as_path, demand_writable
 from headstart.training.callback import Callback, Order
+from headstart.training.checkpoint import digest_of
 from headstart.training.metrics import Logs
 from headstart.training.monitor import Monitor
 from headstart.training.run import Run
 
 BEST, LAST = "best.safetensors", "last.safetensors"
-_WRITTEN = re.compile(r"(best(-([2-9]|[1-9]\d+))?|last|epoch-(\d{3}|[1-9]\d{3,}))\.safetensors")
+_NEW = ".best-new.safetensors"
+_BEST = re.compile(r"(best(-([2-9]|[1-9]\d+))?|\.best-(new|[0-9a-f]{64}))\.safetensors")
+_WRITTEN = re.compile(rf"({_BEST.pattern})|(last|epoch-(\d{{3}}|[1-9]\d{{3,}}))\.safetensors")
 
 
 class ModelCheckpoint(Callback):
@@ -21,7 +26,8 @@ class ModelCheckpoint(Callback):
 
     The n-th fit of a Learner writes into `directory/fit-n/`, so one directory serves all phases of a training:
     `best.safetensors` after every epoch in which the monitored value improved, `last.safetensors` after every
-    `every_epochs` epochs and after the last one. A file is whole or not there, whatever happens.
+    `every_epochs` epochs and after the last one. Beside them lie the last two states of the run, from which
+    `fit(..., resume=True)` goes on, and in the end what it came to. A file is whole or not there, whatever happens.
 
     Args:
         directory: where the folders of the fits go.
@@ -30,9 +36,11 @@ class ModelCheckpoint(Callback):
         mode: `"min"`, `"max"`, or `"auto"`, which asks the metric.
         save_best_only: False also keeps each epoch's model: `epoch-003.safetensors` is the third.
         keep: how many of the best models are kept, 1 or more; those before the best are `best-2.safetensors`, ...
-        every_epochs: epochs between two saves of the last model, 1 or more.
+        every_epochs: epochs between two saves of the last model and of the run's state, 1 or more.
+        every_seconds: seconds after which the state of the run is saved inside an epoch too, above 0; None saves it at
+            the ends of epochs. A loader of your own can be gone on with at the ends of epochs only.
         overwrite: whether a folder that holds another run may be written to. The files of that run are removed when
-            the fit begins, those of other names are left alone.
+            the fit begins, unless it is resumed; those of other names are left alone.
 
     Raises:
         ConfigError: an argument is out of range; or, when a fit begins, the key will not exist, there can be no such
@@ -46,6 +54,7 @@ class ModelCheckpoint(Callback):
     """
 
     order: ClassVar[Order] = Order.SAVE
+    incidental: ClassVar[Collection[str]] = ("directory", "every_epochs", "every_seconds", "overwrite")
 
     def __init__(
         self,
@@ -56,22 +65,28 @@ class ModelCheckpoint(Callback):
         save_best_only: bool = True,
         keep: int = 1,
         every_epochs: int = 1,
+        every_seconds: float | None = None,
         overwrite: bool = False,
     ) -> None:
         demands = Demands("For example ModelCheckpoint('runs/flowers', monitor='val_accuracy').")
         demands.check("directory", directory, isinstance(directory, str | Path), "the path of a folder")
         demands.check("keep", keep, is_count(keep), "a whole number of models, 1 or more")
         demands.check("every_epochs", every_epochs, is_count(every_epochs), "a whole number of epochs, 1 or more")
+        seconds = every_seconds is None or (is_number(every_seconds) and every_seconds > 0)
+        demands.check("every_seconds", every_seconds, seconds, "seconds, above 0, or None")
         demands.settle()
         self.directory = self.writes_to = as_path(directory)
         self.monitor = monitor
         self.save_best_only = save_best_only
         self.keep = keep
         self.every_epochs = every_epochs
+        self.every_seconds = every_seconds
         self.overwrite = overwrite
         self._mode = mode
         self._monitor: Monitor | None = Monitor("val_loss" if monitor is None else monitor, mode)
         self._folder: Path | None = None
+        self._best_files: list[str] = []  # their digests, the best first
+        self._saved_at = 0.0
 
     @property
     def folder(self) -> Path:
@@ -108,12 +123,17 @@ class ModelCheckpoint(Callback):
             monitor.check(run, "ModelCheckpoint")
         folder = self._folder_of(run)
         demand_writable(folder, "ModelCheckpoint")
-        if folder.is_dir() and any(folder.iterdir()) and not self.overwrite:
+        if folder.is_dir() and any(folder.iterdir()) and not (self.overwrite or run.resume):
             raise CheckpointError(
                 f"{folder}, which holds another run",
                 "an empty or a new folder",
-                "Name another directory, or pass overwrite=True to ModelCheckpoint to replace what is there.",
+                "Go on with it: fit(..., resume=True). Or name another directory, or pass overwrite=True to "
+                "ModelCheckpoint to replace what is there.",
             )
+
+    def states_folder(self, run: Run) -> Path:
+        """Keep the states of a fit beside its models."""
+        return self._folder_of(run)
 
     def on_train_begin(self, logs: Logs) -> None:
         """Start comparing; remove what an overwritten run left."""
@@ -121,33 +141,71 @@ class ModelCheckpoint(Callback):
         self._monitor = self._monitor_of(self.run)
         if self._monitor is not None:
             self._monitor.begin(self.run)
-        for old in list(self.folder.iterdir()) if self.folder.is_dir() else ():
-            if _WRITTEN.fullmatch(old.name) and old.is_file():
-                old.unlink()
+        self._best_files = []
+        self._saved_at = time.monotonic()
+        if not self.run.resumed:
+            for old in list(self.folder.iterdir()) if self.folder.is_dir() else ():
+                if _WRITTEN.fullmatch(old.name) and old.is_file():
+                    old.unlink()
+
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        """Save a state when it is time."""
+        if self.every_seconds is not None and time.monotonic() - self._saved_at >= self.every_seconds:
+            self.run.between_steps(self._save_state)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Save what is due."""
         is_last = epoch + 1 == self.run.epochs or self.run.stop_reason is not None
-        if self._monitor is not None and self._monitor.improves(self._monitor.read(logs)):
-            self._make_room()
-            self.learner.save(self.folder / BEST)
-        if is_last or (epoch + 1) % self.every_epochs == 0:
+        is_best = self._monitor is not None and self._monitor.improves(self._monitor.read(logs))
+        is_due = is_last or (epoch + 1) % self.every_epochs == 0
+        if is_best:
+            new = digest_of(self.learner.save(self.folder / _NEW))
+            self._best_files = list(dict.fromkeys([new, *self._best_files]))[: self.keep]
+        if is_due:
             self.learner.save(self.folder / LAST)
         if not self.save_best_only:
             self.learner.save(self.folder / f"epoch-{epoch + 1:03d}.safetensors")
+        if is_due or is_best:
+            self.run.between_steps(self._save_state)
 
-    def _make_room(self) -> None:
-        """Let each of the best models so far step back by one place; the last of them goes."""
-        names = [BEST, *(f"best-{place}.safetensors" for place in range(2, self.keep + 1))]
-        for older, newer in zip(reversed(names), list(reversed(names))[1:], strict=False):
-            if (self.folder / newer).exists():
-                (self.folder / newer).replace(self.folder / older)
+    def on_train_end(self, logs: Logs) -> None:
+        """Let the best models have their names, also where a fit was stopped at once."""
+        if self.run.status in ("completed", "stopped"):
+            self._name_best()
+
+    def _save_state(self) -> None:
+        self.run.save_state()
+        self._name_best()
+        self._saved_at = time.monotonic()
+
+    def _name_best(self) -> None:
+        """Let the best models, which the state knows by their digests, have their names; remove all others.
+
+        A new one gets its name only when a state knows of it: a run that is gone on with finds the files that it had.
+        """
+        files = self.folder.iterdir() if self.folder.is_dir() else ()
+        there = {digest_of(file): file.name for file in files if _BEST.fullmatch(file.name) and file.is_file()}
+        places = [BEST, *(f"best-{place}.safetensors" for place in range(2, self.keep + 1))]
+        names = dict(zip(self._best_files, places, strict=False))
+        if there == names:
+            return
+        hidden = {digest: f".best-{digest}.safetensors" for digest in there}
+        for digest, name in there.items():
+            (self.folder / name).replace(self.folder / hidden[digest])
+        for digest, name in hidden.items():
+            if digest in names:
+                (self.folder / name).replace(self.folder / names[digest])
+            else:
+                (self.folder / name).unlink()
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the best value."""
-        return {"best": self.best}
+        """Give the best value, and the digests of the best models."""
+        return {"best": self.best, "files": list(self._best_files)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the best value up again."""
+        """Take the best value up again, and the files as they were."""
+        self._folder = self._folder_of(self.run)
+        self._best_files = list(state["files"])
         if self._monitor is not None:
             self._monitor.best = state["best"]
+        self._name_best()

@@ -32,8 +32,8 @@ class Batches(Protocol):
         """Give the number of batches in an epoch."""
         ...
 
-    def epoch(self, fit: int, epoch: int) -> Iterable[Pair]:
-        """Go through the batches of an epoch; the same fit and epoch give the same batches."""
+    def epoch(self, fit: int, epoch: int, start: int = 0) -> Iterable[Pair]:
+        """Go through the batches of an epoch from batch `start` on; the same fit and epoch give the same batches."""
         ...
 
 
@@ -77,9 +77,9 @@ class SourceBatches:
     def __len__(self) -> int:
         return len(self._order)
 
-    def epoch(self, fit: int, epoch: int) -> Iterator[Pair]:
-        """Go through the batches of an epoch."""
-        self._order.position = (fit, epoch)
+    def epoch(self, fit: int, epoch: int, start: int = 0) -> Iterator[Pair]:
+        """Go through the batches of an epoch; those before `start` are not read."""
+        self._order.position, self._order.start = (fit, epoch), start
         for batch in self._loader:
             if isinstance(batch, DataError):
                 try:
@@ -108,16 +108,19 @@ class LoaderBatches:
     def __len__(self) -> int:
         return loader_length(self._loader, self._name)
 
-    def epoch(self, fit: int, epoch: int) -> Iterator[Pair]:
+    def epoch(self, fit: int, epoch: int, start: int = 0) -> Iterator[Pair]:
         """Go through the loader once, telling its sampler the epoch if it wants to know (DistributedSampler).
 
-        A later fit gets other numbers, since its order would be that of the first one again.
+        A later fit gets other numbers, since its order would be that of the first one again. Batches before `start`
+        are fetched and passed over.
         """
         set_epoch = getattr(getattr(self._loader, "sampler", None), "set_epoch", None)
         if set_epoch is not None:
             set_epoch(epoch if fit <= 1 else derive(ORDER, fit, epoch) % 2**31)
         number = -1
         for number, batch in enumerate(self._loader):
+            if number < start:
+                continue
             images, targets = check_batch(batch, self._classes, f"batch {number} of the {self._name} loader")
             if images.dtype == torch.uint8:
                 images = torch.stack([self._view(picture) for picture in images.cpu()])
@@ -230,6 +233,7 @@ class _Order:
         self._batch_size = batch_size
         self._seed = seed
         self.position = (0, 0)
+        self.start = 0
 
     def __len__(self) -> int:
         return math.ceil(self._pictures / self._batch_size)
@@ -240,7 +244,7 @@ class _Order:
         if seed is not None:
             chance = generator(derive(ORDER, seed, fit, epoch))
             order = torch.randperm(self._pictures, generator=chance).tolist()
-        for start in range(0, self._pictures, self._batch_size):
+        for start in range(self.start * self._batch_size, self._pictures, self._batch_size):
             batch = order[start : start + self._batch_size]
             yield [(n, None if seed is None else derive(AUGMENTATION, seed, fit, epoch, n)) for n in batch]
 

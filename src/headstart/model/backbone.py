@@ -1,7 +1,7 @@
 """A network with its head and its stages, and what of it is frozen."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -104,6 +104,19 @@ class Backbone:
                     parameter.grad = None
         self.refresh()
         return thawed
+
+    @property
+    def frozen(self) -> list[str]:
+        """The names of the parameters that do not train."""
+        return [name for name, parameter in self.network.named_parameters() if not parameter.requires_grad]
+
+    def freeze_only(self, names: Collection[str]) -> None:
+        """Freeze just these parameters; the others train."""
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name not in names)
+            if name in names:
+                parameter.grad = None
+        self.refresh()
 
     def take_stock(self) -> None:
         """Let go of parameters that are gone from the network since it was opened.

@@ -22,11 +22,11 @@ The hooks, in the order of a fit:
 """
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from headstart.errors import ConfigError, is_number, nearest
 from headstart.files import as_path
@@ -74,6 +74,8 @@ class Callback:
         adds: log keys that it adds in `on_epoch_end`, with the better direction: `{"val_f1": "max"}`. Declared keys can
             be monitored; those that the fit has itself are refused.
         sets_lr: whether it sets `run.lr`; two such callbacks in one fit are refused.
+        arguments: what it was made with, by name, as far as Python knows.
+        incidental: those of its arguments that may be others when a run is gone on with.
         writes_to: the file or folder that it alone may write to, if any; two callbacks with the same one in one fit are
             refused.
 
@@ -94,6 +96,17 @@ class Callback:
     run: Run
     learner: "LearnerLike"
     params: Mapping[str, Any]
+    arguments: Mapping[str, Any] = {}
+    incidental: ClassVar[Collection[str]] = ()
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
+        """Note what a callback is made with: a run is gone on with only by the same callbacks."""
+        callback = super().__new__(cls)
+        with suppress(TypeError):  # its own __init__ will say what is wrong
+            signature = inspect.signature(cls.__init__).bind(callback, *arguments, **keywords)
+            signature.apply_defaults()
+            callback.arguments = dict(list(signature.arguments.items())[1:])
+        return callback
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Refuse misspelt hooks, and an order that is none, while the class is being made."""
@@ -122,6 +135,10 @@ class Callback:
 
         Look at the run and raise a ConfigError. Write and change nothing: another callback may refuse the fit.
         """
+
+    def states_folder(self, run: Run) -> Path | None:  # noqa: ARG002 - as for those that keep any
+        """Name the folder where the states of this run are kept, if this callback has one for them."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Give all that it remembers of a fit, in plain values and tensors, which a file can hold."""

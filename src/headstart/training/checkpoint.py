@@ -19,6 +19,10 @@ FORMAT = 1
 """Version of the description; a file with a higher one is refused."""
 
 
+class DamagedError(CheckpointError):
+    """A file is not whole, or not as it was written."""
+
+
 def write_weights(path: Path, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Write tensors and their description into one file, in one move.
 
@@ -51,7 +55,7 @@ def write_weights(path: Path, state: Mapping[str, Tensor], description: Mapping[
         shared = values.untyped_storage().data_ptr() in storages  # the format knows no overlaps
         kept[name] = values.clone() if shared else values
         storages.add(kept[name].untyped_storage().data_ptr())
-    words = json.dumps({**description, "format": FORMAT, "aliases": aliases}, sort_keys=True)
+    words = json.dumps({**description, "format": FORMAT, "aliases": aliases})
     header = {DESCRIPTION: words, "sha256": _digest(kept, words)}
     write_atomically(path, lambda temporary: _save(kept, temporary, header))
 
@@ -70,7 +74,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         The tensors by name, on the CPU, and the description.
 
     Raises:
-        CheckpointError: the file is missing, cut short, changed, not headstart's, or of a later version.
+        DamagedError: the file is missing, cut short or changed.
+        CheckpointError: it is not headstart's, or of a later version.
     """
     state, header = _read(path)
     if DESCRIPTION not in header:
@@ -81,7 +86,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     words = header[DESCRIPTION]
     if header.get("sha256") != _digest(state, words):
-        raise CheckpointError(
+        raise DamagedError(
             f"{path}, whose content does not match its own digest",
             "a file as it was written",
             "It was damaged on the disk or on the way: take another copy.",
@@ -130,6 +135,21 @@ def demand_same(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: st
         )
 
 
+def digest_of(path: Path) -> str:
+    """Give the digest that a file of `write_weights` carries in its header; equal files have equal ones.
+
+    Raises:
+        DamagedError: it has none.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str((file.metadata() or {})["sha256"])
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise DamagedError(
+            f"{path}: {error}", "a file that headstart wrote", "Take another copy of it, or remove it."
+        ) from error
+
+
 def is_ours(path: Path) -> bool:
     """Say whether a file is one that `write_weights` wrote, whatever it is called.
 
@@ -148,7 +168,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, UnicodeDecodeError) as error:
-        raise CheckpointError(
+        raise DamagedError(
             f"{path}: {error or type(error).__name__}",
             "a whole .safetensors file that learner.save(path) wrote",
             "Check the path, or take another copy of a file that was cut short. Weights that torch.save wrote go into "

@@ -85,7 +85,7 @@ class Loop:
         run = self.run
         try:
             self.hooks.call("on_train_begin", run.logs)
-            while run.epoch < run.epochs and run.stop_reason is None:
+            while run.has_epochs:
                 self._epoch(train, val)
             run.status = "completed" if run.stop_reason is None else "stopped"
         except StopTraining as stop:
@@ -134,7 +134,8 @@ class Loop:
 
     def _epoch(self, train: Batches, val: Batches | None) -> None:
         run = self.run
-        self.hooks.call("on_epoch_begin", run.epoch, run.logs)
+        if run.batches_done == 0:
+            self.hooks.call("on_epoch_begin", run.epoch, run.logs)
         self._train(train)
         logs = Logs(dict(self.train_tally.logs()))
         if val is not None:
@@ -142,18 +143,25 @@ class Loop:
         logs["learning_rate"] = run.lr
         run.logs = logs
         self.hooks.call("on_epoch_end", run.epoch, logs)
-        run.epoch += 1
+        run.epoch, run.batches_done = run.epoch + 1, 0
+        run.reach_border()
 
     def _train(self, batches: Batches) -> None:
         run = self.run
         run.backbone.train()
         self._optimizer.zero_grad(set_to_none=True)
-        self.train_tally.reset()
+        if run.batches_done == 0:
+            self.train_tally.reset()
         run.logs = self.train_tally.logs()
+        if not run.has_trained:
+            self._pass(batches)
+
+    def _pass(self, batches: Batches) -> None:
+        run = self.run
         group: list[int] = []  # pictures in each batch of the open group
         self.seed(run.epoch, run.batches)  # a loader of the user's own may draw its order; no batch has this number
-        came = 0
-        for number, pair in enumerate(batches.epoch(run.fit, run.epoch)):
+        came = run.batches_done
+        for number, pair in enumerate(batches.epoch(run.fit, run.epoch, came), came):
             if (came := number + 1) > run.batches:
                 break
             self._batch(number, pair, group)
@@ -162,6 +170,7 @@ class Loop:
         self._demand_length(came)
         if group:
             self._step(group)
+            run.reach_border()
 
     def _batch(self, number: int, pair: Pair, group: list[int]) -> None:
         run = self.run
@@ -180,6 +189,9 @@ class Loop:
             self._step(group)
         self.train_tally.add(run.loss, run.outputs, run.batch.targets)
         self.hooks.call("on_train_batch_end", number, run.logs)
+        run.batches_done = number + 1
+        if not group:
+            run.reach_border()
 
     def _forward(self) -> None:
         run = self.run

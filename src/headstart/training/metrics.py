@@ -179,6 +179,35 @@ class Tally:
             for metric in self._metrics.values():
                 metric.update(logits.detach().float(), classes)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Give the sums, and what waits to be added to them, as they are."""
+        return {
+            "loss": self._loss,
+            "correct": self._correct,
+            "samples": self._samples,
+            "size": self._size,
+            "losses": torch.stack(self._losses) if self._losses else None,
+            "hits": torch.stack(self._hits) if self._hits else None,
+            "metrics": {
+                name: [{"values": dict(part.metric_state), "updates": part.update_count} for part in _parts(metric)]
+                for name, metric in self._metrics.items()
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was."""
+        self.reset()
+        self._loss.copy_(state["loss"])
+        self._correct.copy_(state["correct"])
+        self._samples, self._size = state["samples"], state["size"]
+        for waiting, held in ((self._losses, state["losses"]), (self._hits, state["hits"])):
+            waiting.extend([] if held is None else held.to(self._loss.device).unbind())
+        for name, metric in self._metrics.items():
+            for part, held in zip(_parts(metric), state["metrics"][name], strict=True):
+                for key, value in held["values"].items():
+                    setattr(part, key, _moved(value, self._loss.device))
+                part._update_count = held["updates"]  # noqa: SLF001 - what update() counts, and compute() asks for
+
     def _sum_up(self) -> None:
         """Add what waits to the sums, without waiting for the device."""
         if self._losses:
@@ -204,6 +233,15 @@ class Tally:
             return float(self._metrics[name].compute())
 
         return read
+
+
+def _parts(metric: "Metric") -> "list[Any]":
+    """Give a metric and those that it is made of."""
+    return [part for part in metric.modules() if hasattr(part, "metric_state")]
+
+
+def _moved(value: "Tensor | list[Tensor]", device: torch.device) -> "Tensor | list[Tensor]":
+    return [item.to(device) for item in value] if isinstance(value, list) else value.to(device)
 
 
 class Logs(MutableMapping[str, float]):

@@ -114,6 +114,10 @@ class LearnerLike(Protocol):
         ...
 
 
+def _keep_nothing() -> None:
+    """Stand for the states of a run that nobody keeps."""
+
+
 @dataclass
 class Run:
     """The state of one fit, evaluation or prediction.
@@ -133,6 +137,7 @@ class Run:
         epochs: epochs to train.
         batches: batches in an epoch.
         accumulate: batches that share one step.
+        resume: whether the fit goes on where an earlier process left it, if one has.
 
     Attributes:
         batch: the batch, on the device.
@@ -140,11 +145,14 @@ class Run:
         loss: its mean loss, a scalar.
         logs: the logs as they stand.
         epoch: epochs finished.
+        batches_done: batches of the epoch in progress that have been trained.
         step: optimizer steps taken.
+        resumed: whether the fit goes on where an earlier process left it.
         progress: how far the fit is: a share in [0, 1] that also knows its step and epoch.
         lr: the base rate; each group of parameters has it times its `lr_scale`.
         status: how the fit ended: `"completed"`, `"stopped"`, `"interrupted"` or `"failed"`; `"running"` until then.
         stop_reason: why it was asked to stop; None if it was not.
+        save_state: writes the state of the run into its folder; between two steps only, see `between_steps`.
         remarks: lines that callbacks append for the user to read when the fit has ended.
 
     Example:
@@ -164,16 +172,20 @@ class Run:
     epochs: int = 0
     batches: int = 0
     accumulate: int = 1
+    resume: bool = False
 
     batch: Batch = field(init=False, repr=False)
     outputs: Tensor = field(init=False, repr=False)
     loss: Tensor = field(init=False, repr=False)
     logs: Logs = field(default_factory=Logs, init=False)
     epoch: int = field(default=0, init=False)
+    batches_done: int = field(default=0, init=False)
+    resumed: bool = field(default=False, init=False)
     step: int = field(default=0, init=False)
     status: Status = field(default="running", init=False)
     stop_reason: str | None = field(default=None, init=False)
     remarks: list[str] = field(default_factory=list, init=False)
+    save_state: Callable[[], None] = field(default=_keep_nothing, init=False, repr=False)
     active: bool = field(default=False, init=False)
     hook: str = field(default="", init=False)
     unfinished_hook: str = field(default="", init=False)  # the one that an exception came out of
@@ -181,6 +193,7 @@ class Run:
     _lr: float = field(default=0.0, init=False)
     _rate_writer: object = field(default=None, init=False)
     _deferred: list[Callable[[], None]] = field(default_factory=list, init=False)
+    _asked: list[Callable[[], None]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self._lr = float(self.params.get("lr", 0.0))
@@ -199,6 +212,17 @@ class Run:
     def progress(self) -> Progress:
         """How far the fit is: a share in [0, 1] that also knows its step and epoch."""
         return Progress(self.step, self.steps, self.epoch)
+
+    @property
+    def has_epochs(self) -> bool:
+        """Whether there is an epoch to train, or one in progress to end."""
+        return self.batches_done > 0 or (self.epoch < self.epochs and self.stop_reason is None)
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether the epoch in progress has no batch left to train, as when it was taken up again to be validated."""
+        is_cut = self.stop_reason is not None and self.batches_done > 0
+        return self.batches_done == self.batches or is_cut
 
     @property
     def lr(self) -> float:
@@ -246,6 +270,37 @@ class Run:
         """Ask for the end of training: the batch is finished, the epoch validated and ended. Cannot be taken back."""
         if self.stop_reason is None:
             self.stop_reason = reason
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give where the fit stands; its rate is in the optimizer's groups as well."""
+        return {
+            "epoch": self.epoch,
+            "batches_done": self.batches_done,
+            "step": self.step,
+            "lr": self._lr,
+            "stop_reason": self.stop_reason,
+            "remarks": list(self.remarks),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Stand where `state_dict` was."""
+        self.epoch, self.batches_done, self.step = state["epoch"], state["batches_done"], state["step"]
+        self._lr, self.stop_reason, self.remarks = state["lr"], state["stop_reason"], list(state["remarks"])
+        self.resumed = True
+
+    def between_steps(self, act: Callable[[], None]) -> None:
+        """Ask for something to be done when all hooks of this batch or epoch are over and no step is open.
+
+        That is where a fit can be taken up again, so the state of a run is saved there.
+        """
+        if act not in self._asked:
+            self._asked.append(act)
+
+    def reach_border(self) -> None:
+        """Make the changes that were kept, then do what was asked for between two steps."""
+        self.apply_deferred()
+        while self._asked:
+            self._asked.pop(0)()
 
     def defer(self, change: Callable[[], None]) -> None:
         """Keep a change (of what is frozen) for the beginning of the next step."""

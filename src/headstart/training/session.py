@@ -23,7 +23,9 @@ from headstart.model.backbone import Backbone
 from headstart.randomness import STEP, derive, preserved, seed_step
 from headstart.training.batch import Batch, choose_memory_format, preparer
 from headstart.training.callback import Callback, Hooks, Order, added_keys, check_callbacks
+from headstart.training.fingerprint import of_callbacks, of_data, of_machine, of_network, words_for
 from headstart.training.history import History
+from headstart.training.keeping import Keeping, find_folder
 from headstart.training.loop import Loop, Loss
 from headstart.training.metrics import Direction, Logs, Tally, directions
 from headstart.training.optimizer import (
@@ -51,6 +53,7 @@ class FitPlan:
     layer_lr_decay: float | None = None
     accumulate: int = 1
     clip_norm: float | None = None
+    resume: bool = False
 
 
 @dataclass
@@ -101,22 +104,24 @@ class Session:
         try:
             run = self._fit_run(plan, len(train), callbacks)
             check_callbacks(callbacks, run)
-            self.data.check(*(name for name in ("train", "val") if getattr(self.data, name) is not None))
+            keeping = self._keeping(run, callbacks)
+            is_over = keeping is not None and keeping.find(run)
+            if not is_over:
+                self.data.check(*(name for name in ("train", "val") if getattr(self.data, name) is not None))
+            loop = self._loop(run, [*self._own_callbacks(plan), *callbacks, *([keeping] if keeping else [])], learner)
+            if keeping is not None:
+                keeping.begin(loop)
         except BaseException:
             self.backbone.lr_scales = before
             raise
-        own: list[Callback] = [_Recorder()]
-        if plan.clip_norm is not None:
-            own.append(_ClipNorm(plan.clip_norm))
-        from_files = isinstance(self.data.train, FolderSource)  # datasets and loaders may give what is final
-        if from_files and callable(self.data.augment) and self.data.eval_transform is None:
-            own.append(_Comparison(self.backbone.preprocessing))
-        loop = self._loop(run, [*own, *callbacks], learner)
         self.optimizer, self.run = run.optimizer, run
         self.histories.append(run.history)
         try:
             with loop.hooks.bound(), preserved():
-                loop.fit(train, val)
+                if keeping is not None and is_over:
+                    keeping.load_callbacks()
+                else:
+                    loop.fit(train, val)
         finally:
             self.run = None
             for name in ("batch", "outputs", "loss"):
@@ -124,6 +129,35 @@ class Session:
             run.apply_deferred()
             self.backbone.network.eval()
         return run.history
+
+    def _keeping(self, run: Run, callbacks: Sequence[Callback]) -> Keeping | None:
+        """Give what keeps the states of a fit, if anything does, with what must be the same to go on from them."""
+        folder = find_folder(callbacks, run)
+        if folder is None:
+            return None
+        asked = {
+            **run.params,
+            **of_network(self.backbone.network, self.backbone.frozen),
+            "loss": words_for(self.loss),
+            "metrics": [*self.metrics],
+            "optimizer": words_for(self.optimizer_choice),
+            "weight_decay": self.weight_decay,
+            "precision": self.precision.name,
+            "seed": self.seed,
+            **of_data(self.data),
+            "callbacks": of_callbacks(callbacks),
+        }
+        facts = {"asked": asked, "machine": of_machine(self.device)}
+        return Keeping(folder, facts, callbacks, whole_epochs=isinstance(self.data.train, OwnLoader))
+
+    def _own_callbacks(self, plan: FitPlan) -> list[Callback]:
+        own: list[Callback] = [_Recorder()]
+        if plan.clip_norm is not None:
+            own.append(_ClipNorm(plan.clip_norm))
+        from_files = isinstance(self.data.train, FolderSource)  # datasets and loaders may give what is final
+        if from_files and callable(self.data.augment) and self.data.eval_transform is None:
+            own.append(_Comparison(self.backbone.preprocessing))
+        return own
 
     def evaluate(
         self, part: Part, name: str, data: ImageData, callbacks: Sequence[Callback], learner: LearnerLike
@@ -164,7 +198,8 @@ class Session:
         optimizer = make_optimizer(self.optimizer_choice, self.backbone, plan.lr, self.weight_decay, self.device)
         carry_over(self.optimizer, optimizer)
         own = isinstance(self.data.train, OwnLoader)
-        params = {**vars(plan), "steps": batches, "batch_size": None if own else self.data.batch_size}
+        asked = {name: value for name, value in vars(plan).items() if name != "resume"}
+        params = {**asked, "steps": batches, "batch_size": None if own else self.data.batch_size}
         return Run(
             self.backbone,
             params,
@@ -175,6 +210,7 @@ class Session:
             epochs=plan.epochs,
             batches=batches,
             accumulate=plan.accumulate,
+            resume=plan.resume,
         )
 
     def _directions(self, *, val: bool, callbacks: Sequence[Callback]) -> dict[str, Direction]:

@@ -1,0 +1,186 @@
+"""What a run was asked for, and where it ran, in plain words: a later process compares them before it goes on."""
+
+import hashlib
+import platform
+import types
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headstart.data.image_data import ImageData, OwnLoader, Part
+from headstart.data.sources import FolderSource
+from headstart.errors import CheckpointError
+from headstart.training.callback import Callback, Order
+from headstart.version import VERSION
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+
+def of_callbacks(callbacks: Iterable[Callback]) -> list[str]:
+    """Name those callbacks that have a say in what comes out, with the arguments that matter for it."""
+    return [words_for(callback) for callback in callbacks if callback.order != Order.REPORT]
+
+
+def of_data(data: ImageData) -> dict[str, Any]:
+    """Say what is trained on: files by their places, labels and sizes, in order; anything else by its length."""
+    return {
+        "classes": list(data.classes),
+        "train": _part(data.train),
+        "val": _part(data.val),
+        "batch_size": data.batch_size,
+        "image_size": data.image_size,
+        "augment": words_for(data.augment),
+        "eval_transform": words_for(data.eval_transform),
+    }
+
+
+def of_network(network: nn.Module, frozen: Sequence[str]) -> dict[str, Any]:
+    """Say what is trained: its class, its tensors, and which of them are frozen at the start."""
+    shapes = [f"{name} {list(tensor.shape)}" for name, tensor in network.state_dict().items()]
+    return {
+        "network": f"{type(network).__name__} of {len(shapes)} tensors ({_digest(shapes)})",
+        "frozen": f"{len(frozen)} parameters ({_digest(frozen)})",
+    }
+
+
+def of_machine(device: torch.device) -> dict[str, Any]:
+    """Say where a run is: the same numbers come out only where all of this is the same."""
+    return {
+        "headstart": VERSION,
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+        "timm": version("timm"),
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def demand_same(facts: Mapping[str, Any], held: Mapping[str, Any], path: Path) -> None:
+    """Refuse to go on with a run that was asked for something else; only its epochs may have become more.
+
+    Another machine, or other versions of the libraries, are told as a warning.
+
+    Raises:
+        CheckpointError: something differs; all of it is listed.
+    """
+    asked, was = facts["asked"], held["asked"]
+    keys = [key for key in {**was, **asked} if was.get(key) != asked.get(key)]
+    different = [key for key in keys if key != "epochs" or asked[key] < was[key]]
+    if different:
+        raise CheckpointError(
+            f"{path.parent}, which holds another run: "
+            + "; ".join(f"{key}: {_difference(was.get(key), asked.get(key))}" for key in different),
+            "the script that began the run, unchanged but for more epochs",
+            "Change these back to go on. To train anew, name another directory, or pass "
+            "ModelCheckpoint(overwrite=True) and resume=False.",
+        )
+    here, there = facts["machine"], held["machine"]
+    moved = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
+    if moved:
+        warnings.warn(f"{path.parent} goes on elsewhere, its last bits may differ: {'; '.join(moved)}", stacklevel=2)
+
+
+def words_for(value: Any, depth: int = 4) -> str:
+    """Describe a value so that equal ones read the same in every process: no addresses, functions by what they hold.
+
+    Example:
+        >>> words_for((0.1, Path("a/b"), {"every": [1, 2]}))
+        "(0.1, 'a/b', {every: (1, 2)})"
+    """
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if isinstance(value, Path):
+        return repr(str(value))
+    if depth == 0 or isinstance(value, type):
+        return str(getattr(value, "__qualname__", type(value).__qualname__))
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {words_for(item, depth - 1)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [words_for(item, depth - 1) for item in value]
+        return f"({', '.join(sorted(items) if isinstance(value, set | frozenset) else items)})"
+    return _words_for_object(value, depth)
+
+
+def _words_for_object(value: Any, depth: int) -> str:
+    if isinstance(value, Tensor):
+        return f"Tensor {list(value.shape)} ({hashlib.sha256(value.detach().cpu().numpy().tobytes()).hexdigest()[:8]})"
+    if isinstance(value, Callback):
+        matter = {name: item for name, item in value.arguments.items() if name not in value.incidental}
+        return f"{type(value).__name__}({_arguments(matter, depth)})"
+    if isinstance(value, types.FunctionType):
+        return f"{value.__qualname__}({_arguments(_held(value), depth)})"
+    text = repr(value)
+    if " at 0x" not in text:
+        return text
+    return f"{type(value).__qualname__}({_arguments(getattr(value, '__dict__', {}), depth)})"
+
+
+def _arguments(values: Mapping[str, Any], depth: int) -> str:
+    return ", ".join(f"{name}={words_for(item, depth - 1)}" for name, item in values.items())
+
+
+def _held(function: types.FunctionType) -> dict[str, Any]:
+    """Give what a function works with: its constants, its defaults, and what it has from where it was made."""
+    code = function.__code__
+    constants = [value for value in code.co_consts if isinstance(value, _PLAIN)]
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    defaults = {**(function.__kwdefaults__ or {}), "": function.__defaults__ or ()}
+    return {
+        "constants": constants,
+        **({"defaults": defaults} if any(defaults.values()) else {}),
+        **dict(zip(code.co_freevars, cells, strict=True)),
+    }
+
+
+def _part(part: Part | None) -> str:
+    """Describe a part of the data by its length and, of files, a digest of their places, labels and sizes."""
+    if part is None:
+        return "none"
+    if not isinstance(part, FolderSource):
+        kind = part.loader if isinstance(part, OwnLoader) else getattr(part, "dataset", part)
+        return f"{len(part)} of a {type(kind).__name__}"
+    root = _common(part.paths)
+    files = zip(part.paths, part.labels, strict=True)
+    lines = [f"{path.relative_to(root)} {label} {_size(path)}" for path, label in files]
+    return f"{len(part)} pictures ({_digest(lines)})"
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:  # whoever reads the pictures will say so
+        return None
+
+
+def _common(paths: Sequence[Path]) -> Path:
+    """Give the folder that all files lie in, somewhere below: a data set may have been moved as a whole."""
+    root = paths[0].parent
+    while not all(path.is_relative_to(root) for path in paths):
+        root = root.parent
+    return root
+
+
+def _digest(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:8]
+
+
+def _difference(there: Any, here: Any) -> str:
+    """Tell how two values differ: of lists what only one of them has, of long words the part that differs."""
+    if isinstance(there, list) and isinstance(here, list) and sorted(there) != sorted(here):
+        there, here = ([item for item in one if item not in other] for one, other in ((there, here), (here, there)))
+    words = [", ".join(item) if isinstance(item, list) else str(item) for item in (there, here)]
+    alike = next((n for n, (one, other) in enumerate(zip(*words, strict=False)) if one != other), 0)
+    start = max(0, alike - 12)
+    if max(map(len, words)) > 100:
+        words = [
+            f"{'...' if start else ''}{word[start : start + 100]}{'...' if len(word) > start + 100 else ''}"
+            for word in words
+        ]
+    return f"{words[0] or 'none'} there, {words[1] or 'none'} here"

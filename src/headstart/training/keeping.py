@@ -1,0 +1,138 @@
+"""How a fit is kept, so that another process can go on with it: what is written when, and what is taken up again."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from headstart.errors import ConfigError
+from headstart.training import snapshot
+from headstart.training.callback import Callback, Order
+from headstart.training.fingerprint import demand_same
+from headstart.training.loop import Loop
+from headstart.training.metrics import Logs
+from headstart.training.run import Run
+from headstart.training.run_folder import Held, RunFolder
+
+
+class Keeping(Callback):
+    """Keep the states of one fit, and go on where an earlier process left it.
+
+    Its turn comes last: when the others have been told that the fit begins, they remember what they knew; when they
+    have been told that it ends, what it came to is written.
+
+    Args:
+        folder: where the states lie.
+        facts: what the fit was asked for, and where it runs.
+        callbacks: the user's, whose states are kept along.
+        whole_epochs: whether states inside an epoch would be of no use, as with a loader that cannot begin there.
+    """
+
+    order: ClassVar[Order] = Order.SAVE
+
+    def __init__(
+        self, folder: RunFolder, facts: dict[str, Any], callbacks: Sequence[Callback], *, whole_epochs: bool
+    ) -> None:
+        self.folder = folder
+        self.facts = facts
+        self.callbacks = _named(callbacks)
+        self.whole_epochs = whole_epochs
+        self._held: Held | None = None
+        self._loop: Loop | None = None
+
+    def find(self, run: Run) -> bool:
+        """Look for what an earlier process left, if the fit should go on; nothing is changed yet.
+
+        Returns:
+            Whether it had come to its end: then there is nothing left to train.
+
+        Raises:
+            CheckpointError: an earlier process was asked for something else, or left no file that is whole.
+        """
+        held = self.folder.newest() if run.resume else None
+        if held is not None and held.finished and self.facts["asked"]["epochs"] > held.facts["asked"]["epochs"]:
+            held = self.folder.newest(finished=False) or held
+        if held is not None:
+            demand_same(self.facts, held.facts, held.path)
+        self._held = held
+        return held is not None and held.finished
+
+    def begin(self, loop: Loop) -> None:
+        """Let the fit stand where it was left, or make room for its states."""
+        self._loop, held = loop, self._held
+        if held is None:
+            self.folder.clear()
+        else:
+            snapshot.put_back(loop, held.state)
+            print(_told(held, loop.run))  # noqa: T201 - that less is trained than asked for must not go unseen
+        self.folder.sweep()
+        loop.run.save_state = self._save
+
+    def load_callbacks(self) -> None:
+        """Let the callbacks remember what they knew."""
+        for name, state in self._held.state["callbacks"].items() if self._held else ():
+            if name in self.callbacks:
+                self.callbacks[name].load_state_dict(state)
+
+    def on_train_begin(self, logs: Logs) -> None:  # noqa: ARG002
+        """Let the callbacks remember, now that all of them have begun anew."""
+        self.load_callbacks()
+
+    def on_train_end(self, logs: Logs) -> None:  # noqa: ARG002
+        """Write what the fit came to."""
+        if self.run.status in ("completed", "stopped"):
+            self.folder.finish(self._state(), self.facts)
+
+    def _save(self) -> None:
+        if not (self.whole_epochs and self.run.batches_done and not self.run.has_trained):
+            self.folder.keep(self._state(), self.facts)
+
+    def _state(self) -> dict[str, Any]:
+        if self._loop is None:
+            raise RuntimeError("The state of a fit that has not begun.")
+        states = {name: callback.state_dict() for name, callback in self.callbacks.items()}
+        return {**snapshot.take(self._loop), "callbacks": states}
+
+
+def find_folder(callbacks: Sequence[Callback], run: Run) -> RunFolder | None:
+    """Find where the states of a fit are kept, if anywhere.
+
+    Raises:
+        ConfigError: an earlier fit should be gone on with, and nobody keeps its states.
+    """
+    folders = (callback.states_folder(run) for callback in callbacks)
+    path = next((folder for folder in folders if folder is not None), None)
+    if path is None and run.resume:
+        raise ConfigError(
+            "resume=True without a ModelCheckpoint",
+            "a ModelCheckpoint among the callbacks: its directory holds what is gone on with",
+            "For example fit(..., callbacks=[ModelCheckpoint('runs/flowers')], resume=True).",
+        )
+    return None if path is None else RunFolder(path)
+
+
+def _named(callbacks: Sequence[Callback]) -> dict[str, Callback]:
+    """Name callbacks after their classes; of those of one class, the second and later ones by their places too."""
+    seen: Counter[str] = Counter()
+    named = {}
+    for callback in callbacks:
+        name = type(callback).__name__
+        seen[name] += 1
+        named[name if seen[name] == 1 else f"{name} {seen[name]}"] = callback
+    return named
+
+
+def _told(held: Held, run: Run) -> str:
+    if held.finished:
+        epochs = f"{len(run.history)} epoch{'s' * (len(run.history) != 1)}"
+        return (
+            f"fit {run.fit} came to its end before, after {epochs}: {held.path} is loaded. To train anew, name another "
+            "directory, or pass ModelCheckpoint(overwrite=True) and resume=False"
+        )
+    place = f"epoch {run.epoch + 1} of {run.epochs}"
+    if not run.has_epochs:
+        place = "its end"
+    elif run.has_trained:
+        place = f"the validation of {place}"
+    elif run.batches_done:
+        place = f"batch {run.batches_done + 1} of {run.batches} of {place}"
+    return f"fit {run.fit} goes on at {place} ({held.path})"

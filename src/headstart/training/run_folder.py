@@ -1,0 +1,120 @@
+"""Where the states of a run lie: the last two of them, and how it ended."""
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from headstart.errors import CheckpointError, listing
+from headstart.training.checkpoint import DamagedError, read_weights, write_weights
+from headstart.training.packing import pack, unpack
+
+_FINISHED = "finished.safetensors"
+_STATE = re.compile(r"state-(\d{6,})\.safetensors")
+_UNFINISHED_WRITE = re.compile(r"\..+\.safetensors\.[0-9a-f]{8}")
+_KEPT = 2  # so that a damaged one costs a few minutes and not the run
+
+
+class Held(NamedTuple):
+    """What a run left behind.
+
+    Attributes:
+        path: the file.
+        state: what the run stood at.
+        facts: what the run was asked for, and where it ran.
+        finished: whether it had come to its end.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    facts: dict[str, Any]
+    finished: bool
+
+
+class RunFolder:
+    """Keep the states of one fit in its folder.
+
+    A file is written beside its target, flushed and renamed, and carries a digest of its content: it is there whole or
+    not at all. The older state stays until the newer one is whole.
+
+    Args:
+        path: the folder; it is made when there is something to keep.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def keep(self, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Write a state; of those before it only the last one stays.
+
+        Raises:
+            CheckpointError: the folder cannot be written to or the disk is full; what was there is untouched.
+        """
+        numbers = self._numbers()
+        self._write(f"state-{max(numbers, default=0) + 1:06d}.safetensors", state, facts)
+        for number in sorted(numbers)[: -(_KEPT - 1)]:
+            self._file(number).unlink()
+
+    def finish(self, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Write what a run came to. Of its states only the last one stays, to go on from with more epochs."""
+        self._write(_FINISHED, state, facts)
+        for number in sorted(self._numbers())[:-1]:
+            self._file(number).unlink()
+
+    def newest(self, *, finished: bool = True) -> Held | None:
+        """Read what a run left behind, or None when there is nothing.
+
+        Args:
+            finished: whether its end counts; False looks for the last state before it.
+
+        Raises:
+            CheckpointError: all files are damaged, or come from a later version of headstart.
+        """
+        paths = [self._file(number) for number in sorted(self._numbers(), reverse=True)]
+        if finished and (self.path / _FINISHED).exists():
+            paths.insert(0, self.path / _FINISHED)
+        damaged: list[Path] = []
+        for path in paths:
+            try:
+                tensors, description = read_weights(path)
+            except DamagedError:
+                damaged.append(path)
+                continue
+            if damaged:
+                names = listing(bad.name for bad in damaged)
+                warnings.warn(f"{names} in {self.path}: damaged; going on from {path.name}", stacklevel=2)
+            return Held(path, unpack(description["state"], tensors), description["facts"], path.name == _FINISHED)
+        if damaged:
+            raise CheckpointError(
+                f"{self.path}, in which {listing(bad.name for bad in damaged)} are damaged",
+                "a folder with one state that is whole",
+                "Train anew: give ModelCheckpoint another directory, or overwrite=True and fit resume=False.",
+            )
+        return None
+
+    def clear(self) -> None:
+        """Remove the states of an earlier run, and how it ended."""
+        for file in self._files():
+            if _STATE.fullmatch(file.name) or file.name == _FINISHED:
+                file.unlink()
+
+    def sweep(self) -> None:
+        """Remove what writes left behind that were cut short."""
+        for file in self._files():
+            if _UNFINISHED_WRITE.fullmatch(file.name):
+                file.unlink()
+
+    def _write(self, name: str, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        words, tensors = pack(state, "state")
+        write_weights(self.path / name, tensors, {"state": words, "facts": facts})
+
+    def _files(self) -> list[Path]:
+        return [file for file in self.path.iterdir() if file.is_file()] if self.path.is_dir() else []
+
+    def _numbers(self) -> list[int]:
+        matches = [_STATE.fullmatch(file.name) for file in self._files()]
+        return [int(match[1]) for match in matches if match]
+
+    def _file(self, number: int) -> Path:
+        return self.path / f"state-{number:06d}.safetensors"

@@ -1,0 +1,86 @@
+"""The state of a fit between two steps: taken as plain values and tensors, and put back bit for bit.
+
+Chance is not in it: seeds are derived from where the fit stands.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headstart.errors import CheckpointError, listing
+from headstart.model.weights import forget_cached
+from headstart.training.loop import Loop
+
+
+def take(loop: Loop) -> dict[str, Any]:
+    """Give all that a fit has changed, but for what its callbacks remember; tensors are not copied.
+
+    Args:
+        loop: of a fit, between two steps.
+    """
+    run = loop.run
+    if run.optimizer is None:
+        raise RuntimeError("A run that trains nothing has no state.")
+    return {
+        "run": run.state_dict(),
+        "history": run.history.state_dict(),
+        "network": tensors_of(run.network),
+        "frozen": run.backbone.frozen,
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": loop.scaler.state_dict(),
+        "tally": loop.train_tally.state_dict(),
+    }
+
+
+def put_back(loop: Loop, state: Mapping[str, Any]) -> None:
+    """Let a fit stand where `take` was.
+
+    Raises:
+        CheckpointError: the network has other tensors; nothing has been changed.
+    """
+    run = loop.run
+    if run.optimizer is None:
+        raise RuntimeError("A run that trains nothing has no state.")
+    put_tensors(run.network, state["network"])
+    run.backbone.freeze_only(state["frozen"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    lay_as_parameters(run.optimizer)
+    loop.scaler.load_state_dict(state["scaler"])
+    loop.train_tally.load_state_dict(state["tally"])
+    params = run.history.params
+    run.history.load_state_dict(state["history"])
+    run.history.params = params  # of the fit that goes on, which may have more epochs
+    run.load_state_dict(state["run"])
+
+
+def tensors_of(network: nn.Module) -> dict[str, Any]:
+    """Give all that a network holds by name: parameters, buffers that are in no file of weights, and what else is."""
+    buffers = dict(network.named_buffers(remove_duplicate=False))
+    return {**buffers, **network.state_dict(keep_vars=True)}
+
+
+def put_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy values into a network's own tensors."""
+    own = tensors_of(network)
+    shapes, given = ({name: list(tensor.shape) for name, tensor in held.items()} for held in (own, tensors))
+    different = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
+    if different:
+        raise CheckpointError(
+            f"the state of a run that differs in {len(different)} tensors ({listing(different, 3)})",
+            f"the {len(own)} tensors of this Learner's network",
+            "Make the Learner as the script that began the run did, or name another directory.",
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+    forget_cached(network)
+
+
+def lay_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Let moments lie in memory as their parameters do: a fused kernel goes through both in one order."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -1,0 +1,498 @@
+"""Going on where an earlier process left a fit: the same bits, as if nothing had happened."""
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from handmade import CLASSES, Noting, plain_network, refusal, same, weights
+from PIL import Image
+from torch import nn
+
+from headstart import (
+    Callback,
+    CheckpointError,
+    ConfigError,
+    CSVLogger,
+    EarlyStopping,
+    ImageData,
+    Learner,
+    LRSchedule,
+    ModelCheckpoint,
+    ReduceLROnPlateau,
+    cosine,
+)
+from headstart.training.callback import Order
+
+NEVER = 1e9
+ALWAYS = 1e-9
+
+
+class DiedError(Exception):
+    """Stands for the end of a process."""
+
+
+class Death(Callback):
+    """End the process at a moment: the n-th call of a hook."""
+
+    order = Order.REPORT
+
+    def __init__(self, hook: str, call: int) -> None:
+        self.left = call
+        setattr(self, hook, self.strike)
+
+    def strike(self, *arguments: Any) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise DiedError
+
+
+@pytest.fixture(scope="session")
+def shapes(shapes_folder: Path) -> dict[str, list[tuple[Image.Image, int]]]:
+    """Open some of the pictures once, small: what matters here is not how they are read."""
+
+    def small(part: str, most: int) -> list[tuple[Image.Image, int]]:
+        paths = [
+            (path, n)
+            for n, kind in enumerate(CLASSES)
+            for path in sorted((shapes_folder / part / kind).iterdir())[:most]
+        ]
+        return [(Image.open(path).resize((36, 36)), label) for path, label in paths]
+
+    return {"train": small("train", 12), "val": small("val", 4)}
+
+
+@pytest.fixture
+def make(shapes: dict[str, Any], tiny_network: Any) -> Any:
+    """Make a Learner with all that chance has a hand in: dropout, batch norm, augmentation."""
+
+    def learner(workers: int = 0, root: Path | None = None, **options: Any) -> Learner:
+        torch.manual_seed(0)
+        network = nn.Sequential(tiny_network(), nn.Dropout(0.1))
+        settings = {"image_size": 32, "batch_size": 8, "workers": workers}
+        if root is not None:
+            data = ImageData.from_folder(root, **settings)
+        else:
+            data = ImageData.from_datasets(**shapes, classes=CLASSES, **settings)
+        return Learner(network, data, device="cpu", metrics=("accuracy", "f1"), **options)
+
+    return learner
+
+
+def fit(learner: Learner, folder: Path, *more: Callback, seconds: float = ALWAYS, resume: bool = True, **options: Any):
+    """Train for three epochs of five batches, of which two share a step."""
+    callbacks = [
+        LRSchedule(cosine(warmup=0.2)),
+        EarlyStopping(patience=2),
+        ModelCheckpoint(folder, every_seconds=seconds, keep=2),
+        CSVLogger(folder / "log.csv"),
+        *more,
+    ]
+    options = {"epochs": 3, "lr": 3e-3, "head_lr_mult": 5, "accumulate": 2, "verbose": False, **options}
+    return learner.fit(callbacks=callbacks, resume=resume, **options)
+
+
+def left(learner: Learner) -> dict[str, Any]:
+    """Give all that a fit leaves in a Learner: weights, moments, what is frozen, history."""
+    optimizer = learner._session.optimizer
+    assert optimizer is not None
+    moments = {
+        f"{place} {name}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
+        for place, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    return {
+        "tensors": {**weights(learner), **moments},
+        "groups": groups,
+        "trains": [layer.trainable for layer in learner.layers],
+        "history": repr(learner.history.state_dict()),
+    }
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Name what differs in what two fits have left."""
+    tensors, others = one["tensors"], other["tensors"]
+    names = [
+        n
+        for n in {**tensors, **others}
+        if n not in tensors or n not in others or not torch.equal(tensors[n], others[n])
+    ]
+    return names + [key for key in one if key != "tensors" and one[key] != other[key]]
+
+
+def models(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("fit-1/*")) if "-0" not in path.name}
+
+
+MOMENTS = [
+    ("on_train_begin", 0),
+    ("on_train_batch_begin", 0),
+    ("on_train_batch_begin", 1),
+    ("on_train_batch_begin", 2),
+    ("on_train_batch_begin", 4),
+    ("on_train_batch_end", 6),
+    ("on_train_batch_begin", 11),
+    ("on_step_begin", 5),
+    ("on_step_end", 5),
+    ("on_test_begin", 1),
+    ("on_test_batch_begin", 3),
+    ("on_epoch_end", 0),
+    ("on_epoch_begin", 1),
+    ("on_epoch_end", 2),
+    ("on_train_end", 0),
+]
+
+
+@pytest.mark.parametrize(("hook", "call"), MOMENTS)
+def test_a_fit_that_dies_at_any_moment_ends_as_if_it_had_not(make, tmp_path, hook, call):
+    whole = make()
+    fit(whole, tmp_path / "whole")
+    with pytest.raises(DiedError):
+        fit(make(), tmp_path / "cut", Death(hook, call))
+    again = make()
+    fit(again, tmp_path / "cut")
+    assert differences(left(again), left(whole)) == []
+    assert not same(weights(whole), weights(make()))
+    assert (tmp_path / "cut" / "log.csv").read_text() == (tmp_path / "whole" / "log.csv").read_text()
+    for name in ("best", "best-2", "last"):
+        there = [
+            Learner.load_weights(learner := make(), tmp_path / kind / "fit-1" / f"{name}.safetensors")
+            or weights(learner)
+            for kind in ("cut", "whole")
+        ]
+        assert same(*there)
+
+
+def died(learner: Learner, folder: Path, hook: str = "on_train_batch_begin", call: int = 8, **options: Any) -> Learner:
+    """Let a fit die, by default in its second epoch."""
+    with pytest.raises(DiedError):
+        fit(learner, folder, Death(hook, call), **options)
+    return learner
+
+
+@pytest.mark.parametrize("counts", [(0, 2), (2, 0), (2, 1)])
+def test_the_number_of_workers_may_be_another(make, tmp_path, counts):
+    whole = make()
+    fit(whole, tmp_path / "whole")
+    died(make(workers=counts[0]), tmp_path / "cut")
+    again = make(workers=counts[1])
+    fit(again, tmp_path / "cut")
+    assert differences(left(again), left(whole)) == []
+
+
+def test_it_may_die_again_and_again_and_trains_no_batch_twice(make, tmp_path):
+    whole, batches = make(), []
+    fit(whole, tmp_path / "whole")
+    for call in (2, 3, 0, 4, NEVER):
+        learner, noting = make(), Noting()
+        noting.order = Order.REPORT
+        with suppress(DiedError):
+            fit(learner, tmp_path / "cut", noting, Death("on_step_end", call), accumulate=1)
+        batches += [note[1] for note in noting.notes if note[0] == "on_train_batch_end"]
+    assert batches == [*range(5)] * 3
+    fit(straight := make(), tmp_path / "straight", accumulate=1)
+    assert differences(left(learner), left(straight)) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "sgd"},
+        {"optimizer": "lamb"},
+        {"optimizer": lambda parameters: torch.optim.RMSprop(parameters, momentum=0.5)},
+        {"precision": "bf16"},
+        {"loss": nn.CrossEntropyLoss(label_smoothing=0.1)},
+    ],
+    ids=["sgd", "lamb", "a factory's", "bf16", "a module"],
+)
+def test_every_optimizer_precision_and_loss_goes_on(make, tmp_path, options):
+    whole = make(**options)
+    fit(whole, tmp_path / "whole", clip_norm=0.5, layer_lr_decay=0.7)
+    died(make(**options), tmp_path / "cut", clip_norm=0.5, layer_lr_decay=0.7)
+    again = make(**options)
+    fit(again, tmp_path / "cut", clip_norm=0.5, layer_lr_decay=0.7)
+    assert differences(left(again), left(whole)) == []
+
+
+class Thaw(Callback):
+    """Freeze the backbone, and train one stage more with each epoch, from its second batch on."""
+
+    def on_train_begin(self, logs: Any) -> None:
+        if not self.run.resumed:
+            self.learner.freeze()
+
+    def on_train_batch_end(self, batch: int, logs: Any) -> None:
+        if batch == 1:
+            self.learner.unfreeze(max(0, 2 - self.run.epoch))
+
+
+def plateau_fit(learner: Learner, folder: Path, *more: Callback) -> None:
+    """Train with callbacks that change what trains and how fast, and look at other pictures in between."""
+    checkpoint = ModelCheckpoint(folder, monitor="loss", every_seconds=ALWAYS)
+    reduce = ReduceLROnPlateau(monitor="val_loss", patience=1, factor=0.5)
+    learner.fit(4, 1e-2, callbacks=[Thaw(), reduce, checkpoint, *more], resume=True, verbose=False)
+
+
+@pytest.mark.parametrize("call", [1, 6, 7, 13, 17])
+def test_what_callbacks_freeze_and_the_rate_that_they_set_go_on(make, tmp_path, call):
+    whole = make()
+    plateau_fit(whole, tmp_path / "whole")
+    with pytest.raises(DiedError):
+        plateau_fit(make(), tmp_path / "cut", Death("on_train_batch_begin", call))
+    again = make()
+    again.evaluate("train")
+    again.predict(torch.rand(2, 3, 32, 32))
+    plateau_fit(again, tmp_path / "cut")
+    assert differences(left(again), left(whole)) == []
+
+
+def two_phases(learner: Learner, folder: Path, *more: Callback, seconds: float = NEVER) -> Learner:
+    """Run the recipe of many scripts; death comes in the second phase."""
+    learner.freeze()
+    fit(learner, folder, seconds=seconds, epochs=2)
+    learner.unfreeze(1)
+    fit(learner, folder, *more, seconds=seconds, lr=1e-3)
+    return learner
+
+
+def test_a_script_of_several_fits_is_run_again(make, tmp_path, capsys):
+    whole = two_phases(make(), tmp_path / "whole")
+    with pytest.raises(DiedError):
+        two_phases(make(), tmp_path / "cut", Death("on_epoch_begin", 2))
+    capsys.readouterr()
+    again = two_phases(make(), tmp_path / "cut")
+    assert differences(left(again), left(whole)) == []
+    said = capsys.readouterr().out
+    assert "fit 1 came to its end before, after 2 epochs" in said
+    assert "fit 2 goes on at epoch 3 of 3" in said
+
+
+def test_a_finished_script_trains_nothing_and_ends_with_the_same(make, tmp_path):
+    whole = two_phases(make(), tmp_path)
+    noting = Noting()
+    noting.order = Order.REPORT
+    again = two_phases(make(), tmp_path, noting)
+    assert noting.notes == []
+    assert differences(left(again), left(whole)) == []
+    assert again.evaluate() == whole.evaluate()
+
+
+def test_callbacks_of_a_finished_fit_know_what_they_knew(make, tmp_path):
+    def run() -> tuple[EarlyStopping, ModelCheckpoint]:
+        stopping, checkpoint = EarlyStopping(patience=1), ModelCheckpoint(tmp_path)
+        make().fit(3, 1e-3, callbacks=[stopping, checkpoint], resume=True, verbose=False)
+        return stopping, checkpoint
+
+    (stopping, checkpoint), (stopping_again, checkpoint_again) = run(), run()
+    assert (stopping_again.best, stopping_again.best_epoch) == (stopping.best, stopping.best_epoch)
+    assert (checkpoint_again.best, checkpoint_again.folder) == (checkpoint.best, checkpoint.folder)
+
+
+def test_a_finished_fit_may_have_more_epochs(make, tmp_path):
+    for epochs in (2, 4):
+        learner = make()
+        learner.fit(epochs, 1e-3, callbacks=ModelCheckpoint(tmp_path / "more"), resume=True, verbose=False)
+    straight = make()
+    straight.fit(4, 1e-3, callbacks=ModelCheckpoint(tmp_path / "straight"), verbose=False)
+    assert differences(left(learner), left(straight)) == []
+    error = refusal(CheckpointError, lambda: fit_plainly(make(), tmp_path / "more", epochs=3))
+    assert "epochs: 4 there, 3 here" in error.arrived
+
+
+def test_a_stop_that_was_asked_for_is_not_forgotten(make, tmp_path):
+    class Enough(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any) -> None:
+            if self.run.epoch == 1 and batch == 2:
+                self.run.stop("enough")
+
+    def stopped(folder: Path, *more: Callback) -> Learner:
+        learner = make()
+        callbacks = [Enough(), ModelCheckpoint(folder, every_seconds=ALWAYS), *more]
+        learner.fit(3, 1e-3, callbacks=callbacks, resume=True, verbose=False)
+        return learner
+
+    whole = stopped(tmp_path / "whole")
+    for hook, call in (("on_test_begin", 1), ("on_epoch_end", 1), ("on_train_end", 0)):
+        with pytest.raises(DiedError):
+            stopped(tmp_path / hook, Death(hook, call))
+        again = stopped(tmp_path / hook)
+        assert differences(left(again), left(whole)) == []
+
+
+def test_batches_of_ones_own_loader_go_on_at_the_ends_of_epochs(tmp_path):
+    images, targets = torch.randn(20, 3, 6, 6), torch.arange(20) % 3
+
+    def run(folder: Path, *more: Callback) -> tuple[Learner, Noting]:
+        loader = torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(images, targets), batch_size=4, shuffle=True
+        )
+        data = ImageData.from_loaders(loader, loader, classes=("a", "b", "c"))
+        learner, noting = Learner(plain_network(dropout=0.2), data, device="cpu"), Noting()
+        noting.order = Order.REPORT
+        callbacks = [ModelCheckpoint(folder, every_seconds=ALWAYS), noting, *more]
+        with suppress(DiedError):
+            learner.fit(3, 1e-2, callbacks=callbacks, resume=True, verbose=False)
+        return learner, noting
+
+    whole, _ = run(tmp_path / "whole")
+    for call, first in ((8, 0), (5, 0), (14, 0)):
+        run(tmp_path / f"{call}", Death("on_train_batch_end", call))
+        again, noting = run(tmp_path / f"{call}")
+        assert next(note[1] for note in noting.notes if note[0] == "on_train_batch_begin") == first
+        assert differences(left(again), left(whole)) == []
+
+
+# What is refused
+
+
+def fit_plainly(learner: Learner, folder: Path, epochs: int = 2, **options: Any) -> Any:
+    callbacks = [EarlyStopping(patience=3), ModelCheckpoint(folder)]
+    return learner.fit(
+        **{"epochs": epochs, "lr": 1e-3, "callbacks": callbacks, "verbose": False, "resume": True, **options}
+    )
+
+
+def test_resuming_needs_a_folder_to_resume_from(make):
+    error = refusal(ConfigError, lambda: make().fit(1, 1e-3, resume=True, verbose=False))
+    assert error.arrived == "resume=True without a ModelCheckpoint"
+    assert "resume='yes'" in refusal(ConfigError, lambda: make().fit(1, 1e-3, resume="yes")).arrived
+
+
+def test_a_run_is_not_written_over_unless_told_to(make, tmp_path):
+    fit_plainly(make(), tmp_path)
+    error = refusal(CheckpointError, lambda: fit_plainly(make(), tmp_path, resume=False))
+    assert "resume=True" in error.todo
+    anew = make(seed=1)
+    anew.fit(1, 1e-3, callbacks=ModelCheckpoint(tmp_path, overwrite=True), verbose=False)
+    assert sorted(path.name for path in (tmp_path / "fit-1").iterdir()) == [
+        "best.safetensors",
+        "finished.safetensors",
+        "last.safetensors",
+        "state-000001.safetensors",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"lr": 2e-3}, "lr: 0.001 there, 0.002 here"),
+        ({"accumulate": 2}, "accumulate: 1 there, 2 here"),
+        ({"epochs": 1}, "epochs: 2 there, 1 here"),
+        (
+            {"callbacks": EarlyStopping(patience=4)},
+            "callbacks: ...0, patience=3, mode='auto', baseline=None",
+        ),
+        (
+            {"callbacks": LRSchedule(cosine(0.1))},
+            "callbacks: EarlyStopping(monitor='val_loss', min_delta=0.0, patience=3",
+        ),
+    ],
+)
+def test_a_fit_that_was_asked_for_something_else_is_not_gone_on_with(make, tmp_path, change, told):
+    fit_plainly(make(), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    if "callbacks" in change:
+        change = {"callbacks": [change["callbacks"], ModelCheckpoint(tmp_path)]}
+    learner = make()
+    held = weights(learner)
+    error = refusal(CheckpointError, lambda: fit_plainly(learner, tmp_path, **change))
+    assert told in error.arrived
+    assert same(weights(learner), held)
+    assert len(learner.history) == 0
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"seed": 3}, "seed: 0 there, 3 here"),
+        ({"optimizer": "sgd"}, "optimizer: 'adamw' there, 'sgd' here"),
+        ({"weight_decay": 0.5}, "weight_decay: None there, 0.5 here"),
+        ({"loss": nn.CrossEntropyLoss(label_smoothing=0.2)}, "loss: cross_entropy"),
+    ],
+)
+def test_neither_is_one_of_another_learner(make, tmp_path, options, told):
+    fit_plainly(make(), tmp_path)
+    assert told in refusal(CheckpointError, lambda: fit_plainly(make(**options), tmp_path)).arrived
+
+
+def test_neither_is_one_with_other_pictures_or_another_start(make, tmp_path, shapes_folder):
+    fit_plainly(make(root=shapes_folder), tmp_path / "run")
+    frozen = make(root=shapes_folder)
+    frozen.unfreeze(1)
+    told = refusal(CheckpointError, lambda: fit_plainly(frozen, tmp_path / "run")).arrived
+    assert "frozen: 0 parameters" in told
+    assert told.count(" there, ") == 1
+    shutil.copytree(shapes_folder, tmp_path / "moved")
+    fit_plainly(moved := make(root=tmp_path / "moved"), tmp_path / "run")
+    assert len(moved.history) == 2
+    picture = tmp_path / "moved" / "train" / "circle" / "03.jpg"
+    picture.write_bytes(picture.read_bytes() + b"\0")
+    told = refusal(CheckpointError, lambda: fit_plainly(make(root=tmp_path / "moved"), tmp_path / "run")).arrived
+    assert "train: 72 pictures" in told
+
+
+def test_another_machine_is_told(make, tmp_path, monkeypatch):
+    fit_plainly(make(), tmp_path)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    with pytest.warns(UserWarning, match="goes on elsewhere, its last bits may differ: threads 1 there, 64 here"):
+        fit_plainly(make(), tmp_path)
+
+
+def test_what_a_callback_cannot_keep_in_a_file_is_refused_by_name(make, tmp_path):
+    class Keeps(Callback):
+        def state_dict(self) -> dict[str, Any]:
+            return {"when": object()}
+
+    callbacks = [Keeps(), ModelCheckpoint(tmp_path)]
+    error = refusal(CheckpointError, lambda: make().fit(1, 1e-3, callbacks=callbacks, verbose=False))
+    assert error.arrived == "state.callbacks.Keeps.when, of type object"
+
+
+# Files that are not whole
+
+
+def test_a_damaged_state_is_named_and_the_one_before_is_gone_on_with(make, tmp_path):
+    whole = make()
+    fit(whole, tmp_path / "whole")
+    died(make(), tmp_path / "cut")
+    states = sorted((tmp_path / "cut" / "fit-1").glob("state-*"))
+    assert len(states) == 2
+    states[1].write_bytes(states[1].read_bytes()[:-100])
+    again = make()
+    with pytest.warns(UserWarning, match=f"{states[1].name} .* damaged; going on from {states[0].name}"):
+        fit(again, tmp_path / "cut")
+    assert differences(left(again), left(whole)) == []
+
+
+def test_a_damaged_end_is_reached_once_more(make, tmp_path):
+    fit(whole := make(), tmp_path)
+    end = tmp_path / "fit-1" / "finished.safetensors"
+    data = bytearray(end.read_bytes())
+    data[len(data) // 2] ^= 4
+    end.write_bytes(bytes(data))
+    with pytest.warns(UserWarning, match=r"finished.safetensors .* damaged; going on from state-"):
+        fit(again := make(), tmp_path)
+    assert differences(left(again), left(whole)) == []
+
+
+def test_where_no_state_is_whole_nothing_is_trained(make, tmp_path):
+    died(make(), tmp_path)
+    for state in (tmp_path / "fit-1").glob("state-*"):
+        state.write_bytes(b"")
+    error = refusal(CheckpointError, lambda: fit(make(), tmp_path))
+    assert "state-000004.safetensors" in error.arrived
+
+
+def test_what_a_write_left_that_was_cut_short_is_swept_away(make, tmp_path):
+    died(make(), tmp_path)
+    stray = tmp_path / "fit-1" / ".state-000009.safetensors.0123abcd"
+    stray.write_bytes(b"half")
+    mine = tmp_path / "fit-1" / ".notes"
+    mine.write_text("mine")
+    fit(make(), tmp_path)
+    assert not stray.exists()
+    assert mine.read_text() == "mine"
