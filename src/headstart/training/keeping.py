@@ -38,6 +38,7 @@ class Keeping(Callback):
         self.whole_epochs = whole_epochs
         self._held: Held | None = None
         self._loop: Loop | None = None
+        self._saved_at = ""
 
     def find(self, run: Run) -> bool:
         """Look for what an earlier process left, if the fit should go on; nothing is changed yet.
@@ -78,13 +79,17 @@ class Keeping(Callback):
         self.load_callbacks()
 
     def on_train_end(self, logs: Logs) -> None:  # noqa: ARG002
-        """Write what the fit came to."""
+        """Write what the fit came to, or say how to go on."""
         if self.run.status in ("completed", "stopped"):
             self.folder.finish(self._state(), self.facts)
+        elif self._saved_at:
+            words = f"{self.run.status}; the same script goes on at {self._saved_at} with fit(..., resume=True)"
+            print(f"{words}: the state is in {self.folder.path}")  # noqa: T201 - who stopped it wants to know
 
     def _save(self) -> None:
         if not (self.whole_epochs and self.run.batches_done and not self.run.has_trained):
             self.folder.keep(self._state(), self.facts)
+            self._saved_at = _place(self.run)
 
     def _state(self) -> dict[str, Any]:
         if self._loop is None:
@@ -128,11 +133,14 @@ def _told(held: Held, run: Run) -> str:
             f"fit {run.fit} came to its end before, after {epochs}: {held.path} is loaded. To train anew, name another "
             "directory, or pass ModelCheckpoint(overwrite=True) and resume=False"
         )
-    place = f"epoch {run.epoch + 1} of {run.epochs}"
+    return f"fit {run.fit} goes on at {_place(run)} ({held.path})"
+
+
+def _place(run: Run) -> str:
+    """Name where a fit stands between two steps."""
+    epoch = f"epoch {run.epoch + 1} of {run.epochs}"
     if not run.has_epochs:
-        place = "its end"
-    elif run.has_trained:
-        place = f"the validation of {place}"
-    elif run.batches_done:
-        place = f"batch {run.batches_done + 1} of {run.batches} of {place}"
-    return f"fit {run.fit} goes on at {place} ({held.path})"
+        return "its end"
+    if run.has_trained:
+        return f"the validation of {epoch}"
+    return f"batch {run.batches_done + 1} of {run.batches} of {epoch}" if run.batches_done else epoch

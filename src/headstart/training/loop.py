@@ -42,7 +42,7 @@ from headstart.training.batch import Batch, answer, demand_mean
 from headstart.training.callback import Hooks
 from headstart.training.metrics import Logs, Tally
 from headstart.training.precision import Precision
-from headstart.training.run import Run, StopTraining
+from headstart.training.run import Run, StopTraining, Terminated
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From logits `[batch, classes]` and targets to the mean loss, a scalar."""
@@ -92,7 +92,7 @@ class Loop:
             run.stop(str(stop))
             run.status = "stopped"
         except BaseException as error:
-            run.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            run.status = "interrupted" if isinstance(error, KeyboardInterrupt | Terminated) else "failed"
             raise
         finally:
             self.hooks.call("on_train_end", run.logs)
@@ -111,6 +111,7 @@ class Loop:
                     self._forward()
                 tally.add(run.loss, run.outputs, run.batch.targets)
                 self.hooks.call("on_test_batch_end", number, logs)
+                run.leave_if_told()
             self.hooks.call("on_test_end", logs)
         return logs
 

@@ -1,6 +1,7 @@
 """`Run`: all that is known while a network is trained, evaluated or asked; and how a Learner looks from in there."""
 
 import math
+import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,13 @@ class StopTraining(Exception):  # noqa: N818 - a request, not an error
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
+
+
+class Terminated(SystemExit):
+    """SIGTERM has ended a fit; the process exits with 143, as the shell expects of one that it ended."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
 
 
 class LearnerLike(Protocol):
@@ -185,13 +193,14 @@ class Run:
     status: Status = field(default="running", init=False)
     stop_reason: str | None = field(default=None, init=False)
     remarks: list[str] = field(default_factory=list, init=False)
-    save_state: Callable[[], None] = field(default=_keep_nothing, init=False, repr=False)
+    save_state: Callable[[], None] = field(default_factory=lambda: _keep_nothing, init=False, repr=False)
     active: bool = field(default=False, init=False)
     hook: str = field(default="", init=False)
     unfinished_hook: str = field(default="", init=False)  # the one that an exception came out of
     speaker: object = field(default=None, init=False)
     _lr: float = field(default=0.0, init=False)
     _rate_writer: object = field(default=None, init=False)
+    signal: int | None = field(default=None, init=False)
     _deferred: list[Callable[[], None]] = field(default_factory=list, init=False)
     _asked: list[Callable[[], None]] = field(default_factory=list, init=False)
 
@@ -297,10 +306,26 @@ class Run:
             self._asked.append(act)
 
     def reach_border(self) -> None:
-        """Make the changes that were kept, then do what was asked for between two steps."""
+        """Make the changes that were kept, then do what was asked for between two steps, or leave."""
         self.apply_deferred()
         while self._asked:
             self._asked.pop(0)()
+        self.leave_if_told()
+
+    def leave_if_told(self) -> None:
+        """Save the state and end the fit if a signal has come; no step may be open.
+
+        Raises:
+            KeyboardInterrupt: it was Ctrl-C.
+            Terminated: it was SIGTERM.
+        """
+        if self.signal is not None:
+            self.save_state()
+            raise self.departure(self.signal)
+
+    def departure(self, number: int) -> BaseException:
+        """Give the exception that ends the fit for a signal."""
+        return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
     def defer(self, change: Callable[[], None]) -> None:
         """Keep a change (of what is frozen) for the beginning of the next step."""

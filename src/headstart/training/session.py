@@ -38,6 +38,7 @@ from headstart.training.optimizer import (
 )
 from headstart.training.precision import Precision
 from headstart.training.run import LearnerLike, Run
+from headstart.training.signals import listening
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -117,7 +118,7 @@ class Session:
         self.optimizer, self.run = run.optimizer, run
         self.histories.append(run.history)
         try:
-            with loop.hooks.bound(), preserved():
+            with loop.hooks.bound(), preserved(), listening(run):
                 if keeping is not None and is_over:
                     keeping.load_callbacks()
                 else:

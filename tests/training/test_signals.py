@@ -1,0 +1,158 @@
+"""Ctrl-C and SIGTERM: the step is finished, the state saved, and the same script goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from handmade import At, made_learner, pairs, same, weights
+
+from headstart import Callback, Learner, ModelCheckpoint
+from headstart.training.callback import Order
+from headstart.training.checkpoint import read_weights
+
+SIGNALS = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+
+
+class Send(Callback):
+    """Send this process a signal at the n-th call of a hook, and at the call after it again if asked to."""
+
+    order = Order.REPORT
+
+    def __init__(self, number: int, hook: str, call: int, times: int = 1) -> None:
+        self.number, self.left, self.times = number, call, times
+        self.statuses: list[str] = []
+        setattr(self, hook, self.send)
+
+    def send(self, *arguments: Any) -> None:
+        self.left -= 1
+        if -self.times <= self.left < 0:
+            os.kill(os.getpid(), self.number)
+
+    def on_train_end(self, logs: Any) -> None:
+        self.statuses.append(self.run.status)
+
+
+def trained(folder: Path | None, *more: Callback) -> Learner:
+    learner = made_learner(pairs(4, 4, 4, 4), pairs(4, 4), optimizer="adamw")
+    kept = [] if folder is None else [ModelCheckpoint(folder)]
+    learner.fit(3, 1e-2, callbacks=[*kept, *more], resume=folder is not None, verbose=False)
+    return learner
+
+
+@pytest.fixture(autouse=True)
+def handlers_come_back():
+    """Check that the handlers are as they were, whatever happened."""
+    before = [signal.getsignal(number) for number, _ in SIGNALS]
+    yield
+    assert [signal.getsignal(number) for number, _ in SIGNALS] == before
+
+
+@pytest.mark.parametrize(("number", "raised"), SIGNALS)
+@pytest.mark.parametrize(
+    ("hook", "call", "place"),
+    [
+        ("on_test_batch_begin", 1, "the validation of epoch 1 of 3"),
+        ("on_epoch_end", 1, "epoch 3 of 3"),
+        ("on_epoch_end", 2, "its end"),
+    ],
+)
+def test_the_step_is_finished_and_the_same_script_goes_on(tmp_path, capfd, number, raised, hook, call, place):
+    send = Send(number, hook, call)
+    with pytest.raises(raised) as ending:
+        trained(tmp_path, send)
+    assert number == signal.SIGINT or ending.value.code == 143
+    assert send.statuses == ["interrupted"]
+    said = capfd.readouterr()
+    assert "finishing the step; once more leaves at once" in said.err
+    assert f"interrupted; the same script goes on at {place} with fit(..., resume=True)" in said.out
+    assert same(weights(trained(tmp_path)), weights(trained(None)))
+    assert f"goes on at {place}" in capfd.readouterr().out
+
+
+def test_a_fit_without_a_checkpoint_ends_politely_too(capfd):
+    batches: list[int] = []
+    note = At(on_train_batch_end=lambda callback, batch, logs: batches.append(batch))
+    with pytest.raises(KeyboardInterrupt):
+        trained(None, Send(signal.SIGINT, "on_train_batch_begin", 1), note)
+    assert batches == [0, 1]
+    assert "resume" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "raised"), SIGNALS)
+def test_a_second_signal_leaves_at_once(tmp_path, number, raised):
+    batches: list[int] = []
+    note = At(on_train_batch_end=lambda callback, batch, logs: batches.append(batch))
+    twice = At(on_backward_end=lambda callback: [os.kill(os.getpid(), number) for _ in range(2)])
+    with pytest.raises(raised):
+        trained(tmp_path, note, twice)
+    assert batches == []
+
+
+def test_handlers_of_ones_own_are_left_alone():
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        trained(None, Send(signal.SIGTERM, "on_train_batch_begin", 1))
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_fit_in_another_thread_leaves_the_handlers_alone():
+    seen: list[Any] = []
+    look = At(on_train_batch_begin=lambda callback, batch, logs: seen.append(signal.getsignal(signal.SIGINT)))
+    thread = threading.Thread(target=trained, args=(None, look))
+    thread.start()
+    thread.join()
+    assert set(seen) == {signal.getsignal(signal.SIGINT)}
+    assert len(seen) == 12
+
+
+SCRIPT = """
+import sys, torch
+from headstart import Callback, ImageData, Learner, ModelCheckpoint
+
+class Tell(Callback):
+    order = 4
+    def on_train_batch_end(self, batch, logs):
+        print("batch", batch, flush=True)
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 24 * 24, 3))
+data = ImageData.from_folder(sys.argv[1], image_size=24, batch_size=4, workers=2)
+learner = Learner(network, data, device="cpu")
+learner.fit(3, 1e-3, callbacks=[ModelCheckpoint(sys.argv[2]), Tell()], resume=True, verbose=False)
+learner.save(sys.argv[2] + ".safetensors")
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
+def test_a_script_and_all_its_processes_end_and_go_on(shapes_folder, tmp_path, number, code):
+    def start(name: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", SCRIPT, str(shapes_folder), str(tmp_path / name)]
+        # In a session of its own, so that a signal to all reaches just these.
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)  # noqa: S603
+
+    with start("cut") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line == "batch 5\n":
+                os.killpg(process.pid, number)
+                break
+        said = process.stdout.read()
+        assert process.wait(60) == code
+    assert "interrupted; the same script goes on at batch" in said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nobody is left
+    for name in ("cut", "whole"):
+        with start(name) as process:
+            process.communicate(timeout=60)
+        assert process.returncode == 0
+    cut, whole = (read_weights(tmp_path / f"{name}.safetensors")[0] for name in ("cut", "whole"))
+    assert same(cut, whole)
