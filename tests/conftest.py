@@ -3,12 +3,15 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
+
+from headstart import ImageData, Learner
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures need no display, here and in processes that tests start
 torch.set_num_threads(1)  # networks this small lose more by sharing their work than they win
@@ -93,3 +96,35 @@ def tiny_network() -> Callable[..., TinyNetwork]:
             return TinyNetwork(classes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def shapes(shapes_folder: Path) -> dict[str, list[tuple[Image.Image, int]]]:
+    """Open some of the pictures once, small: what matters here is not how they are read."""
+
+    def small(part: str, most: int) -> list[tuple[Image.Image, int]]:
+        paths = [
+            (path, n)
+            for n, kind in enumerate(SHAPES)
+            for path in sorted((shapes_folder / part / kind).iterdir())[:most]
+        ]
+        return [(Image.open(path).resize((36, 36)), label) for path, label in paths]
+
+    return {"train": small("train", 12), "val": small("val", 4)}
+
+
+@pytest.fixture
+def make(shapes: dict[str, Any], tiny_network: Any) -> Any:
+    """Make a Learner with all that chance has a hand in: dropout, batch norm, augmentation."""
+
+    def learner(workers: int = 0, root: Path | None = None, **options: Any) -> Learner:
+        torch.manual_seed(0)
+        network = nn.Sequential(tiny_network(), nn.Dropout(0.1))
+        settings = {"image_size": 32, "batch_size": 8, "workers": workers}
+        if root is not None:
+            data = ImageData.from_folder(root, **settings)
+        else:
+            data = ImageData.from_datasets(**shapes, classes=SHAPES, **settings)
+        return Learner(network, data, device="cpu", metrics=("accuracy", "f1"), **options)
+
+    return learner

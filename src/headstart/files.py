@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import secrets
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from headstart.errors import CheckpointError, ConfigError
 
 _HEADERS = {"User-Agent": "headstart"}
+_LOCKED: set[Path] = set()  # by fits of this process
 
 
 def as_path(path: str | Path) -> Path:
@@ -118,6 +120,76 @@ def _flush(path: Path) -> None:
 def _cure(error: OSError) -> str:
     wrong_path = error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL)
     return "Choose another path" if wrong_path else "Free some space or choose another folder"
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[int | None]:
+    """Hold a lock, a file with the number of the process that holds it.
+
+    The system lets go of it when the process ends, however it ends. On Windows, which has other locks, nothing is
+    locked.
+
+    Yields:
+        None, or the number of the process that holds it already.
+
+    Raises:
+        CheckpointError: the file cannot be made.
+    """
+    path = path.absolute()
+    if path in _LOCKED:  # the system's locks are between processes, not inside one
+        yield os.getpid()
+        return
+    new = [folder for folder in path.parents if not folder.exists()]
+    handle = _lock(path)
+    if handle is None:
+        yield int(path.read_text() or 0)
+        return
+    _LOCKED.add(path)
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
+        yield None
+    finally:
+        _LOCKED.discard(path)
+        with contextlib.suppress(OSError):  # it may be gone with its folder
+            path.unlink()
+        os.close(handle)
+        with contextlib.suppress(OSError):  # something else is in them now
+            for folder in new:
+                folder.rmdir()
+
+
+def _lock(path: Path) -> int | None:
+    """Open and lock a file, or give None when another process holds its lock."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+            if not _locks(handle):
+                os.close(handle)
+                return None
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(handle)):
+                return handle
+            os.close(handle)  # whoever held it has removed it in between
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} could not be made: {error}",
+            "a folder that can be written to",
+            f"{_cure(error)}, then start again.",
+        ) from error
+
+
+def _locks(handle: int) -> bool:
+    """Lock an open file for this process, where the system can; say whether no other one has."""
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Some network folders know no locks: there everybody may train.
+            return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 def sha256(path: Path) -> str:

@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from handmade import CLASSES, Noting, plain_network, refusal, same, weights
-from PIL import Image
+from handmade import Noting, plain_network, refusal, same, weights
+from interrupted import ALWAYS, NEVER, Death, DiedError, differences, fit, left
 from torch import nn
 
 from headstart import (
     Callback,
     CheckpointError,
     ConfigError,
-    CSVLogger,
     EarlyStopping,
     ImageData,
     Learner,
@@ -25,107 +24,6 @@ from headstart import (
     cosine,
 )
 from headstart.training.callback import Order
-
-NEVER = 1e9
-ALWAYS = 1e-9
-
-
-class DiedError(Exception):
-    """Stands for the end of a process."""
-
-
-class Death(Callback):
-    """End the process at a moment: the n-th call of a hook."""
-
-    order = Order.REPORT
-
-    def __init__(self, hook: str, call: int) -> None:
-        self.left = call
-        setattr(self, hook, self.strike)
-
-    def strike(self, *arguments: Any) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise DiedError
-
-
-@pytest.fixture(scope="session")
-def shapes(shapes_folder: Path) -> dict[str, list[tuple[Image.Image, int]]]:
-    """Open some of the pictures once, small: what matters here is not how they are read."""
-
-    def small(part: str, most: int) -> list[tuple[Image.Image, int]]:
-        paths = [
-            (path, n)
-            for n, kind in enumerate(CLASSES)
-            for path in sorted((shapes_folder / part / kind).iterdir())[:most]
-        ]
-        return [(Image.open(path).resize((36, 36)), label) for path, label in paths]
-
-    return {"train": small("train", 12), "val": small("val", 4)}
-
-
-@pytest.fixture
-def make(shapes: dict[str, Any], tiny_network: Any) -> Any:
-    """Make a Learner with all that chance has a hand in: dropout, batch norm, augmentation."""
-
-    def learner(workers: int = 0, root: Path | None = None, **options: Any) -> Learner:
-        torch.manual_seed(0)
-        network = nn.Sequential(tiny_network(), nn.Dropout(0.1))
-        settings = {"image_size": 32, "batch_size": 8, "workers": workers}
-        if root is not None:
-            data = ImageData.from_folder(root, **settings)
-        else:
-            data = ImageData.from_datasets(**shapes, classes=CLASSES, **settings)
-        return Learner(network, data, device="cpu", metrics=("accuracy", "f1"), **options)
-
-    return learner
-
-
-def fit(learner: Learner, folder: Path, *more: Callback, seconds: float = ALWAYS, resume: bool = True, **options: Any):
-    """Train for three epochs of five batches, of which two share a step."""
-    callbacks = [
-        LRSchedule(cosine(warmup=0.2)),
-        EarlyStopping(patience=2),
-        ModelCheckpoint(folder, every_seconds=seconds, keep=2),
-        CSVLogger(folder / "log.csv"),
-        *more,
-    ]
-    options = {"epochs": 3, "lr": 3e-3, "head_lr_mult": 5, "accumulate": 2, "verbose": False, **options}
-    return learner.fit(callbacks=callbacks, resume=resume, **options)
-
-
-def left(learner: Learner) -> dict[str, Any]:
-    """Give all that a fit leaves in a Learner: weights, moments, what is frozen, history."""
-    optimizer = learner._session.optimizer
-    assert optimizer is not None
-    moments = {
-        f"{place} {name}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
-        for place, state in optimizer.state_dict()["state"].items()
-        for name, value in state.items()
-    }
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    return {
-        "tensors": {**weights(learner), **moments},
-        "groups": groups,
-        "trains": [layer.trainable for layer in learner.layers],
-        "history": repr(learner.history.state_dict()),
-    }
-
-
-def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Name what differs in what two fits have left."""
-    tensors, others = one["tensors"], other["tensors"]
-    names = [
-        n
-        for n in {**tensors, **others}
-        if n not in tensors or n not in others or not torch.equal(tensors[n], others[n])
-    ]
-    return names + [key for key in one if key != "tensors" and one[key] != other[key]]
-
-
-def models(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("fit-1/*")) if "-0" not in path.name}
-
 
 MOMENTS = [
     ("on_train_begin", 0),

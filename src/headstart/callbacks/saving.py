@@ -3,7 +3,8 @@
 import math
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,8 +18,9 @@ from headstart.training.run import Run
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 _NEW = ".best-new.safetensors"
-_BEST = re.compile(r"(best(-([2-9]|[1-9]\d+))?|\.best-(new|[0-9a-f]{64}))\.safetensors")
-_WRITTEN = re.compile(rf"({_BEST.pattern})|(last|epoch-(\d{{3}}|[1-9]\d{{3,}}))\.safetensors")
+_UNNAMED = re.compile(r"\.best-(new|[0-9a-f]{64})\.safetensors")
+_BEST = re.compile(r"best(-([2-9]|[1-9]\d+))?\.safetensors")
+_WRITTEN = re.compile(rf"({_UNNAMED.pattern})|({_BEST.pattern})|(last|epoch-(\d{{3}}|[1-9]\d{{3,}}))\.safetensors")
 
 
 class ModelCheckpoint(Callback):
@@ -159,7 +161,8 @@ class ModelCheckpoint(Callback):
         is_best = self._monitor is not None and self._monitor.improves(self._monitor.read(logs))
         is_due = is_last or (epoch + 1) % self.every_epochs == 0
         if is_best:
-            new = digest_of(self.learner.save(self.folder / _NEW))
+            new = digest_of(file := self.learner.save(self.folder / _NEW))
+            file.replace(self._hidden(new))
             self._best_files = list(dict.fromkeys([new, *self._best_files]))[: self.keep]
         if is_due:
             self.learner.save(self.folder / LAST)
@@ -171,32 +174,34 @@ class ModelCheckpoint(Callback):
     def on_train_end(self, logs: Logs) -> None:
         """Let the best models have their names, also where a fit was stopped at once."""
         if self.run.status in ("completed", "stopped"):
-            self._name_best()
+            self.run.write(partial(self._name_best, self._best_files))
 
     def _save_state(self) -> None:
         self.run.save_state()
-        self._name_best()
+        self.run.write(partial(self._name_best, self._best_files))
         self._saved_at = time.monotonic()
 
-    def _name_best(self) -> None:
-        """Let the best models, which the state knows by their digests, have their names; remove all others.
+    def _hidden(self, digest: str) -> Path:
+        return self.folder / f".best-{digest}.safetensors"
+
+    def _name_best(self, kept: Sequence[str]) -> None:
+        """Let the best models, which the state knows by their digests, have their names; remove those before them.
 
         A new one gets its name only when a state knows of it: a run that is gone on with finds the files that it had.
         """
-        files = self.folder.iterdir() if self.folder.is_dir() else ()
-        there = {digest_of(file): file.name for file in files if _BEST.fullmatch(file.name) and file.is_file()}
-        places = [BEST, *(f"best-{place}.safetensors" for place in range(2, self.keep + 1))]
-        names = dict(zip(self._best_files, places, strict=False))
-        if there == names:
-            return
-        hidden = {digest: f".best-{digest}.safetensors" for digest in there}
-        for digest, name in there.items():
-            (self.folder / name).replace(self.folder / hidden[digest])
-        for digest, name in hidden.items():
-            if digest in names:
-                (self.folder / name).replace(self.folder / names[digest])
-            else:
-                (self.folder / name).unlink()
+        names = dict(
+            zip(kept, [BEST, *(f"best-{place}.safetensors" for place in range(2, self.keep + 1))], strict=False)
+        )
+        for file in list(self.folder.iterdir()) if self.folder.is_dir() else ():
+            if _BEST.fullmatch(file.name) and file.is_file():
+                digest = digest_of(file)
+                if digest not in names:
+                    file.unlink()
+                elif names[digest] != file.name:
+                    file.replace(self._hidden(digest))
+        for digest, name in names.items():
+            if self._hidden(digest).exists():
+                self._hidden(digest).replace(self.folder / name)
 
     def state_dict(self) -> dict[str, Any]:
         """Give the best value, and the digests of the best models."""
@@ -208,4 +213,7 @@ class ModelCheckpoint(Callback):
         self._best_files = list(state["files"])
         if self._monitor is not None:
             self._monitor.best = state["best"]
-        self._name_best()
+        self._name_best(self._best_files)
+        for file in list(self.folder.iterdir()) if self.folder.is_dir() else ():
+            if _UNNAMED.fullmatch(file.name):  # of a future that did not come
+                file.unlink()

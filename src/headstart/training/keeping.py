@@ -1,7 +1,9 @@
 """How a fit is kept, so that another process can go on with it: what is written when, and what is taken up again."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 from headstart.errors import ConfigError
@@ -10,8 +12,10 @@ from headstart.training.callback import Callback, Order
 from headstart.training.fingerprint import demand_same
 from headstart.training.loop import Loop
 from headstart.training.metrics import Logs
+from headstart.training.packing import pack
 from headstart.training.run import Run
 from headstart.training.run_folder import Held, RunFolder
+from headstart.training.writer import Writer
 
 
 class Keeping(Callback):
@@ -39,6 +43,20 @@ class Keeping(Callback):
         self._held: Held | None = None
         self._loop: Loop | None = None
         self._saved_at = ""
+        self._writer = Writer()
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Keep other processes out of the folder inside, and end the writing afterwards.
+
+        Raises:
+            CheckpointError: another process is at work there.
+        """
+        with self.folder.locked():
+            try:
+                yield
+            finally:
+                self._writer.close()
 
     def find(self, run: Run) -> bool:
         """Look for what an earlier process left, if the fit should go on; nothing is changed yet.
@@ -67,6 +85,7 @@ class Keeping(Callback):
             print(_told(held, loop.run))  # noqa: T201 - that less is trained than asked for must not go unseen
         self.folder.sweep()
         loop.run.save_state = self._save
+        loop.run.write = self._writer.submit
 
     def load_callbacks(self) -> None:
         """Let the callbacks remember what they knew."""
@@ -80,16 +99,22 @@ class Keeping(Callback):
 
     def on_train_end(self, logs: Logs) -> None:  # noqa: ARG002
         """Write what the fit came to, or say how to go on."""
+        self._writer.wait()
         if self.run.status in ("completed", "stopped"):
-            self.folder.finish(self._state(), self.facts)
+            self.folder.finish(*pack(self._state(), "state"), self.facts)
         elif self._saved_at:
             words = f"{self.run.status}; the same script goes on at {self._saved_at} with fit(..., resume=True)"
             print(f"{words}: the state is in {self.folder.path}")  # noqa: T201 - who stopped it wants to know
 
     def _save(self) -> None:
-        if not (self.whole_epochs and self.run.batches_done and not self.run.has_trained):
-            self.folder.keep(self._state(), self.facts)
-            self._saved_at = _place(self.run)
+        """Copy the state, and let it be written while training goes on."""
+        if self.whole_epochs and self.run.batches_done and not self.run.has_trained:
+            return
+        self._writer.wait()  # so that there is never more than one copy
+        words, tensors = pack(self._state(), "state")
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        self._writer.submit(partial(self.folder.keep, words, copies, self.facts))
+        self._saved_at = _place(self.run)
 
     def _state(self) -> dict[str, Any]:
         if self._loop is None:

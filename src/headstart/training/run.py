@@ -126,6 +126,11 @@ def _keep_nothing() -> None:
     """Stand for the states of a run that nobody keeps."""
 
 
+def _at_once(act: Callable[[], object]) -> None:
+    """Stand for the thread that writes, where there is none."""
+    act()
+
+
 @dataclass
 class Run:
     """The state of one fit, evaluation or prediction.
@@ -160,7 +165,9 @@ class Run:
         lr: the base rate; each group of parameters has it times its `lr_scale`.
         status: how the fit ended: `"completed"`, `"stopped"`, `"interrupted"` or `"failed"`; `"running"` until then.
         stop_reason: why it was asked to stop; None if it was not.
-        save_state: writes the state of the run into its folder; between two steps only, see `between_steps`.
+        save_state: writes the state of the run into its folder, in the background; between two steps only, see
+            `between_steps`.
+        write: does something in the background, after what has been asked for before.
         remarks: lines that callbacks append for the user to read when the fit has ended.
 
     Example:
@@ -194,6 +201,7 @@ class Run:
     stop_reason: str | None = field(default=None, init=False)
     remarks: list[str] = field(default_factory=list, init=False)
     save_state: Callable[[], None] = field(default_factory=lambda: _keep_nothing, init=False, repr=False)
+    write: Callable[[Callable[[], object]], None] = field(default_factory=lambda: _at_once, init=False, repr=False)
     active: bool = field(default=False, init=False)
     hook: str = field(default="", init=False)
     unfinished_hook: str = field(default="", init=False)  # the one that an exception came out of

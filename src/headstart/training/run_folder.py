@@ -2,13 +2,17 @@
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from headstart.errors import CheckpointError, listing
+from headstart.files import locked
 from headstart.training.checkpoint import DamagedError, read_weights, write_weights
-from headstart.training.packing import pack, unpack
+from headstart.training.packing import unpack
 
 _FINISHED = "finished.safetensors"
 _STATE = re.compile(r"state-(\d{6,})\.safetensors")
@@ -45,22 +49,43 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def keep(self, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    def keep(self, words: Any, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Write a state; of those before it only the last one stays.
+
+        Args:
+            words: the state, as `pack` took it apart.
+            tensors: those of the state, by name.
+            facts: what the run was asked for, and where it runs.
 
         Raises:
             CheckpointError: the folder cannot be written to or the disk is full; what was there is untouched.
         """
         numbers = self._numbers()
-        self._write(f"state-{max(numbers, default=0) + 1:06d}.safetensors", state, facts)
+        self._write(f"state-{max(numbers, default=0) + 1:06d}.safetensors", words, tensors, facts)
         for number in sorted(numbers)[: -(_KEPT - 1)]:
             self._file(number).unlink()
 
-    def finish(self, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    def finish(self, words: Any, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Write what a run came to. Of its states only the last one stays, to go on from with more epochs."""
-        self._write(_FINISHED, state, facts)
+        self._write(_FINISHED, words, tensors, facts)
         for number in sorted(self._numbers())[:-1]:
             self._file(number).unlink()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out inside; the lock of a process that died is gone with it.
+
+        Raises:
+            CheckpointError: another fit, of this process or another one, is at work there.
+        """
+        with locked(self.path / "lock") as owner:
+            if owner is not None:
+                raise CheckpointError(
+                    f"{self.path}, in which process {owner} is training",
+                    "a folder that no other fit writes to",
+                    "Wait until it has ended, or name another directory.",
+                )
+            yield
 
     def newest(self, *, finished: bool = True) -> Held | None:
         """Read what a run left behind, or None when there is nothing.
@@ -105,8 +130,7 @@ class RunFolder:
             if _UNFINISHED_WRITE.fullmatch(file.name):
                 file.unlink()
 
-    def _write(self, name: str, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        words, tensors = pack(state, "state")
+    def _write(self, name: str, words: Any, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         write_weights(self.path / name, tensors, {"state": words, "facts": facts})
 
     def _files(self) -> list[Path]:

@@ -6,6 +6,7 @@ to the callbacks.
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,7 +16,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from headstart.data.image_data import ImageData, OwnLoader, Part
-from headstart.data.loading import Pair
+from headstart.data.loading import Batches, Pair
 from headstart.data.preprocessing import Preprocessing
 from headstart.data.sources import FolderSource
 from headstart.errors import ConfigError, listing
@@ -102,25 +103,35 @@ class Session:
         train = self.data.train_batches(self.seed, pin_memory=pin)
         val = None if self.data.val is None else self.data.eval_batches(self.data.val, "val", pin_memory=pin)
         before = self.backbone.lr_scales
-        try:
-            run = self._fit_run(plan, len(train), callbacks)
-            check_callbacks(callbacks, run)
-            keeping = self._keeping(run, callbacks)
-            is_over = keeping is not None and keeping.find(run)
-            if not is_over:
-                self.data.check(*(name for name in ("train", "val") if getattr(self.data, name) is not None))
-            loop = self._loop(run, [*self._own_callbacks(plan), *callbacks, *([keeping] if keeping else [])], learner)
-            if keeping is not None:
-                keeping.begin(loop)
-        except BaseException:
-            self.backbone.lr_scales = before
-            raise
+        with ExitStack() as open_files:
+            try:
+                run = self._fit_run(plan, len(train), callbacks)
+                check_callbacks(callbacks, run)
+                keeping = self._keeping(run, callbacks)
+                if keeping is not None:
+                    open_files.enter_context(keeping.opened())
+                is_over = keeping is not None and keeping.find(run)
+                if not is_over:
+                    self.data.check(*(name for name in ("train", "val") if getattr(self.data, name) is not None))
+                own = self._own_callbacks(plan)
+                loop = self._loop(run, [*own, *callbacks, *([keeping] if keeping else [])], learner)
+                if keeping is not None:
+                    keeping.begin(loop)
+            except BaseException:
+                self.backbone.lr_scales = before
+                raise
+            self._go(loop, train, val, keeping if is_over else None)
+        return run.history
+
+    def _go(self, loop: Loop, train: Batches, val: Batches | None, over: Keeping | None) -> None:
+        """Train, or let the callbacks remember the end of a fit that is over; leave no trace of batches."""
+        run = loop.run
         self.optimizer, self.run = run.optimizer, run
         self.histories.append(run.history)
         try:
             with loop.hooks.bound(), preserved(), listening(run):
-                if keeping is not None and is_over:
-                    keeping.load_callbacks()
+                if over is not None:
+                    over.load_callbacks()
                 else:
                     loop.fit(train, val)
         finally:
@@ -129,7 +140,6 @@ class Session:
                 vars(run).pop(name, None)  # callbacks keep the run, and it would keep the last batch's graph
             run.apply_deferred()
             self.backbone.network.eval()
-        return run.history
 
     def _keeping(self, run: Run, callbacks: Sequence[Callback]) -> Keeping | None:
         """Give what keeps the states of a fit, if anything does, with what must be the same to go on from them."""

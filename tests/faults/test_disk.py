@@ -1,0 +1,65 @@
+"""A disk that is full, and folders that cannot be written to."""
+
+import io
+import multiprocessing
+import resource
+import signal
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+from handmade import At, made_learner, pairs, refusal, same, weights
+
+from headstart import CheckpointError, ConfigError, Learner, ModelCheckpoint
+
+FORK = multiprocessing.get_context("fork")
+
+
+def fit(folder: Path, *more, seconds: float | None = None) -> Learner:
+    learner = made_learner(pairs(4, 4), pairs(2), optimizer="adamw")
+    learner.fit(3, 0.01, callbacks=[ModelCheckpoint(folder, every_seconds=seconds), *more], resume=True, verbose=False)
+    return learner
+
+
+def test_a_full_disk_is_told_and_the_last_good_state_stays(tmp_path):
+    told = tmp_path / "told"
+
+    def full(callback, epoch, logs) -> None:
+        if epoch == 1:  # from now on no file may have more than 100 bytes
+            while not (tmp_path / "cut" / "fit-1" / "best.safetensors").exists():
+                time.sleep(0.001)  # the first state is being written
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+
+    def work() -> None:
+        try:
+            with redirect_stdout(io.StringIO()):  # what is captured goes to a file as well
+                fit(tmp_path / "cut", At(on_epoch_begin=full))
+        except CheckpointError as error:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            told.write_text(str(error))
+
+    child = FORK.Process(target=work)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert "could not be written" in told.read_text()
+    assert "Free some space" in told.read_text()
+    folder = tmp_path / "cut" / "fit-1"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best.safetensors",
+        "last.safetensors",
+        "state-000001.safetensors",
+    ]
+    Learner.load_weights(made_learner(), folder / "best.safetensors")
+    assert same(weights(fit(tmp_path / "cut", At())), weights(fit(tmp_path / "whole", At())))
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_cannot_be_made_is_refused_before_training(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    seen: list[int] = []
+    note = At(on_train_batch_begin=lambda callback, batch, logs: seen.append(batch))
+    refusal(ConfigError, lambda: fit(tmp_path / place, note))
+    assert seen == []
