@@ -141,6 +141,16 @@ def test_a_pipeline_of_ones_own_has_to_be_given_again(shapes_folder: Path, tmp_p
 # What only its maker can build
 
 
+def test_weights_of_a_saved_file_that_is_damaged_are_refused(shapes_folder: Path, tmp_path: Path) -> None:
+    data = ImageData.from_folder(shapes_folder, image_size=32, workers=0)
+    file = Learner(SMALL, data, pretrained=False, device="cpu").save(tmp_path / "w.safetensors")
+    changed = bytearray(file.read_bytes())
+    changed[-1000] ^= 1
+    file.write_bytes(changed)
+    error = refusal(CheckpointError, lambda: Learner(SMALL, data, pretrained=file, device="cpu"))
+    assert "does not match its own digest" in error.arrived
+
+
 def test_a_network_or_head_of_ones_own_takes_its_weights_back(
     tiny_network: Callable[..., nn.Module], tmp_path: Path
 ) -> None:

@@ -103,10 +103,10 @@ def test_a_state_of_a_later_version_is_refused_and_not_taken_for_damaged(tmp_pat
 
 
 def write_as_headstart(path: Path, tensors: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
-    from headstart.training.checkpoint import _digest
+    from headstart.model.weights import digest_of
 
     words = json.dumps(description)
-    save_file(tensors, path, metadata={"headstart": words, "sha256": _digest(tensors, words)})
+    save_file(tensors, path, metadata={"headstart": words, "sha256": digest_of(tensors, words)})
 
 
 def test_a_state_of_another_network_is_refused_and_changes_nothing(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from headstart.errors import CheckpointError, ConfigError, Demands, is_count, is_number
 from headstart.files import as_path, demand_writable
 from headstart.training.callback import Callback, Order
-from headstart.training.checkpoint import digest_of
+from headstart.training.checkpoint import digest_in
 from headstart.training.metrics import Logs
 from headstart.training.monitor import Monitor
 from headstart.training.run import Run
@@ -161,7 +161,7 @@ class ModelCheckpoint(Callback):
         is_best = self._monitor is not None and self._monitor.improves(self._monitor.read(logs))
         is_due = is_last or (epoch + 1) % self.every_epochs == 0
         if is_best:
-            new = digest_of(file := self.learner.save(self.folder / _NEW))
+            new = digest_in(file := self.learner.save(self.folder / _NEW))
             file.replace(self._hidden(new))
             self._best_files = list(dict.fromkeys([new, *self._best_files]))[: self.keep]
         if is_due:
@@ -194,7 +194,7 @@ class ModelCheckpoint(Callback):
         )
         for file in list(self.folder.iterdir()) if self.folder.is_dir() else ():
             if _BEST.fullmatch(file.name) and file.is_file():
-                digest = digest_of(file)
+                digest = digest_in(file)
                 if digest not in names:
                     file.unlink()
                 elif names[digest] != file.name:

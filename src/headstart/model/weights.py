@@ -3,6 +3,7 @@
 Reading never runs code that may be in a file; what cannot be had is said within seconds, before anything is built.
 """
 
+import hashlib
 import json
 import re
 import sys
@@ -16,7 +17,6 @@ from urllib.parse import urlparse
 import huggingface_hub
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from headstart.errors import BackboneError, CheckpointError, HeadstartError, listing
@@ -95,10 +95,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
         path: `.safetensors`, or anything `torch.save` wrote; weights inside a larger checkpoint are found.
 
     Raises:
-        CheckpointError: it cannot be read, or holds no weights.
+        CheckpointError: it cannot be read, holds no weights, or carries a digest that is not its content's.
     """
     try:
-        content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        safe = path.suffix == ".safetensors"
+        content: Any = _read_safetensors(path) if safe else torch.load(path, "cpu", weights_only=True)
+    except HeadstartError:
+        raise
     except OSError as error:
         raise CheckpointError(
             f"{path}: {error.strerror or error}", "a file of weights that can be read", "Check the path."
@@ -120,6 +123,30 @@ def read_state(path: Path) -> dict[str, Tensor]:
         )
     state: dict[str, Tensor] = content
     return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a file of safetensors; one of headstart's must be as it was written."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        header = file.metadata() or {}
+    if DESCRIPTION in header and header.get("sha256") != digest_of(tensors, header[DESCRIPTION]):
+        raise CheckpointError(
+            f"{path}, whose content does not match its own digest",
+            "a file as it was written",
+            "It was damaged on the disk or on the way: take another copy.",
+        )
+    return tensors
+
+
+def digest_of(tensors: Mapping[str, Tensor], words: str) -> str:
+    """Give the SHA-256 of a description and of every tensor's name, type, shape and bytes, in hexadecimal."""
+    digest = hashlib.sha256(words.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def named_as(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,19 +1,17 @@
 """Files of weights: safetensors with a JSON description in the header, whole, checked, and free of code."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from headstart.errors import CheckpointError, listing
 from headstart.files import write_atomically
-from headstart.model.weights import DESCRIPTION
+from headstart.model.weights import DESCRIPTION, digest_of
 
 FORMAT = 1
 """Version of the description; a file with a higher one is refused."""
@@ -56,7 +54,7 @@ def write_weights(path: Path, state: Mapping[str, Tensor], description: Mapping[
         kept[name] = values.clone() if shared else values
         storages.add(kept[name].untyped_storage().data_ptr())
     words = json.dumps({**description, "format": FORMAT, "aliases": aliases})
-    header = {DESCRIPTION: words, "sha256": _digest(kept, words)}
+    header = {DESCRIPTION: words, "sha256": digest_of(kept, words)}
     write_atomically(path, lambda temporary: _save(kept, temporary, header))
 
 
@@ -85,7 +83,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "Weights of a bare architecture go into Learner(name, data, pretrained=path).",
         )
     words = header[DESCRIPTION]
-    if header.get("sha256") != _digest(state, words):
+    if header.get("sha256") != digest_of(state, words):
         raise DamagedError(
             f"{path}, whose content does not match its own digest",
             "a file as it was written",
@@ -135,7 +133,7 @@ def demand_same(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: st
         )
 
 
-def digest_of(path: Path) -> str:
+def digest_in(path: Path) -> str:
     """Give the digest that a file of `write_weights` carries in its header; equal files have equal ones.
 
     Raises:
@@ -174,13 +172,3 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             "Check the path, or take another copy of a file that was cut short. Weights that torch.save wrote go into "
             "Learner(name, data, pretrained=path).",
         ) from error
-
-
-def _digest(state: Mapping[str, Tensor], words: str) -> str:
-    """Give the SHA-256 of the description and of every tensor's name, type, shape and bytes."""
-    digest = hashlib.sha256(words.encode())
-    for name in sorted(state):
-        tensor = state[name]
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
