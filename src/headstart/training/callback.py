@@ -74,8 +74,7 @@ class Callback:
         adds: log keys that it adds in `on_epoch_end`, with the better direction: `{"val_f1": "max"}`. Declared keys can
             be monitored; those that the fit has itself are refused.
         sets_lr: whether it sets `run.lr`; two such callbacks in one fit are refused.
-        arguments: what it was made with, by name, as far as Python knows.
-        incidental: those of its arguments that may be others when a run is gone on with.
+        incidental: names of arguments that may be others when a run is gone on with.
         writes_to: the file or folder that it alone may write to, if any; two callbacks with the same one in one fit are
             refused.
 
@@ -96,7 +95,7 @@ class Callback:
     run: Run
     learner: "LearnerLike"
     params: Mapping[str, Any]
-    arguments: Mapping[str, Any] = {}
+    _made_with: Mapping[str, Any] = {}
     incidental: ClassVar[Collection[str]] = ()
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
@@ -105,7 +104,7 @@ class Callback:
         with suppress(TypeError):  # its own __init__ will say what is wrong
             signature = inspect.signature(cls.__init__).bind(callback, *arguments, **keywords)
             signature.apply_defaults()
-            callback.arguments = dict(list(signature.arguments.items())[1:])
+            callback._made_with = dict(list(signature.arguments.items())[1:])
         return callback
 
     def __init_subclass__(cls, **keywords: Any) -> None:

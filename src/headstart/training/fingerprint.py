@@ -111,7 +111,7 @@ def _words_for_object(value: Any, depth: int) -> str:
     if isinstance(value, Tensor):
         return f"Tensor {list(value.shape)} ({hashlib.sha256(value.detach().cpu().numpy().tobytes()).hexdigest()[:8]})"
     if isinstance(value, Callback):
-        matter = {name: item for name, item in value.arguments.items() if name not in value.incidental}
+        matter = {name: item for name, item in value._made_with.items() if name not in value.incidental}  # noqa: SLF001 - noted for this page
         return f"{type(value).__name__}({_arguments(matter, depth)})"
     if isinstance(value, types.FunctionType):
         return f"{value.__qualname__}({_arguments(_held(value), depth)})"

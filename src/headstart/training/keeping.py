@@ -92,6 +92,7 @@ class Keeping(Callback):
         for name, state in self._held.state["callbacks"].items() if self._held else ():
             if name in self.callbacks:
                 self.callbacks[name].load_state_dict(state)
+        self._held = None  # as large as the network and its moments
 
     def on_train_begin(self, logs: Logs) -> None:  # noqa: ARG002
         """Let the callbacks remember, now that all of them have begun anew."""

@@ -43,6 +43,7 @@ from headstart.training.callback import Hooks
 from headstart.training.metrics import Logs, Tally
 from headstart.training.precision import Precision
 from headstart.training.run import Run, StopTraining, Terminated
+from headstart.training.signals import heeding
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From logits `[batch, classes]` and targets to the mean loss, a scalar."""
@@ -104,7 +105,7 @@ class Loop:
         logs = tally.logs()
         with run.backbone.evaluating():
             self.hooks.call("on_test_begin", logs)
-            for number, pair in enumerate(batches.epoch(run.fit, run.epoch)):
+            for number, pair in enumerate(heeding(run, batches.epoch(run.fit, run.epoch))):
                 self.hooks.call("on_test_batch_begin", number, logs)
                 run.batch = self.prepare(pair)
                 with torch.no_grad():
@@ -162,7 +163,7 @@ class Loop:
         group: list[int] = []  # pictures in each batch of the open group
         self.seed(run.epoch, run.batches)  # a loader of the user's own may draw its order; no batch has this number
         came = run.batches_done
-        for number, pair in enumerate(batches.epoch(run.fit, run.epoch, came), came):
+        for number, pair in enumerate(heeding(run, batches.epoch(run.fit, run.epoch, came), group), came):
             if (came := number + 1) > run.batches:
                 break
             self._batch(number, pair, group)

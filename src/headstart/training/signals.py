@@ -3,10 +3,12 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
+from headstart.data.loading import Pair
 from headstart.training.run import Run
 
 _DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
@@ -22,7 +24,7 @@ def listening(run: Run) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    taken = {number: handler for number, handler in _DEFAULTS.items() if signal.getsignal(number) == handler}
+    taken: dict[int, Any] = {n: handler for n, handler in _DEFAULTS.items() if signal.getsignal(n) == handler}
     owner = os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as signal calls it
@@ -34,13 +36,35 @@ def listening(run: Run) -> Iterator[None]:
         if run.signal is not None:
             raise run.departure(number)
         run.signal = number
+        if hasattr(signal, "SIGCHLD"):
+            # The signal may have gone to a loader's processes too; torch would tell so in the middle of the step.
+            taken.setdefault(signal.SIGCHLD, signal.getsignal(signal.SIGCHLD))
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         # Whoever is printing now may not be printed over by a handler.
         os.write(2, b"\nfinishing the step; once more leaves at once\n")
 
-    for number in taken:
+    for number in list(taken):
         signal.signal(number, handle)
     try:
         yield
     finally:
         for number, handler in taken.items():
             signal.signal(number, handler)
+
+
+def heeding(run: Run, pairs: Iterable[Pair], group: Sequence[int] = ()) -> Iterator[Pair]:
+    """Go through the batches of a loader, whose processes may have heard the signal too and be gone.
+
+    Args:
+        run: knows whether a signal has come.
+        pairs: the batches.
+        group: those that share a step which is still open; the state is saved only where there is none.
+    """
+    try:
+        yield from pairs
+    except RuntimeError as error:
+        if run.signal is None:
+            raise
+        if not group:
+            run.leave_if_told()
+        raise run.departure(run.signal) from error
