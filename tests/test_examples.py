@@ -159,3 +159,13 @@ def test_the_examples_in_the_docstrings_of_generated_pictures_hold():
 def test_no_example_is_forgotten_here():
     tested = Path(__file__).read_text("utf-8")
     assert [path.name for path in EXAMPLES.rglob("*.py") if path.stem not in tested] == []
+
+
+def test_a_training_that_is_killed_loses_nothing(run, cloth):
+    said = run("benchmarks/kill_resume.py", "--data", cloth, "--kills", 1, "--epochs", 6, "--every", 0.1)
+    assert "missing: 0" in said
+    assert "final weights identical, bit for bit: yes; training changed them: True" in said
+
+
+def test_the_cost_of_a_state_is_measured(run):
+    assert "1 state of 283 MB" in run("benchmarks/state_cost.py", "--states", 1)

@@ -60,7 +60,8 @@ def main() -> None:
         learner.fit(1, lr=1e-4, callbacks=[timing, ModelCheckpoint(folder)], verbose=False)
         size = max(path.stat().st_size for path in Path(folder).rglob("state-*"))
     copy, write = statistics.median(timing.copies), statistics.median(timing.writes)
-    print(f"{len(timing.copies)} states of {size / 1e6:.0f} MB; median seconds (and range):")
+    count = len(timing.copies)
+    print(f"{count} state{'s' * (count > 1)} of {size / 1e6:.0f} MB; median seconds (and range):")
     for name, seconds in (("training waits", timing.copies), ("until it is written", timing.writes)):
         print(f"{name:20}  {statistics.median(seconds):.3f}  ({min(seconds):.3f} to {max(seconds):.3f})")
     print(f"with a state every {EVERY:.0f} s training waits {copy / EVERY:.2%} of the time")
