@@ -126,6 +126,14 @@ def test_a_state_of_another_network_is_refused_and_changes_nothing(tmp_path):
     assert same(weights(learner), before)
 
 
+def test_a_state_is_no_model(tmp_path):
+    learner = fit(tmp_path, 1)
+    for state in ("state-000001.safetensors", "finished.safetensors"):
+        for load in (Learner.load, learner.load_weights):
+            error = refusal(CheckpointError, lambda: load(tmp_path / "fit-1" / state))  # noqa: B023 - called at once
+            assert "holds the state of a run" in error.arrived
+
+
 def test_an_empty_folder_holds_nothing(tmp_path):
     assert RunFolder(tmp_path / "none").newest() is None
     assert RunFolder(tmp_path).newest() is None

@@ -59,7 +59,7 @@ def reopen(file: Path, data: ImageData | None, device: torch.device) -> Reopened
         CheckpointError: the file is missing, damaged, not headstart's, of other classes, another image size or another
             evaluation, or of a network or head of the user's own.
     """
-    state, description = read_weights(file)
+    state, description = _read_model(file)
     classes = tuple(description["classes"])
     if data is not None:
         demand_classes(data.classes, classes, file)
@@ -87,12 +87,24 @@ def load_into(network: nn.Module, classes: tuple[str, ...], path: Path) -> None:
     """
     own = network.state_dict()
     if is_ours(path):
-        state, description = read_weights(path)
+        state, description = _read_model(path)
         demand_classes(classes, tuple(description["classes"]), path)
     else:
         state = named_as(own, read_state(path))
     demand_same(own, state, path)
     load_state(network, state)
+
+
+def _read_model(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read weights and their description, and refuse the state of a run, which lies beside them."""
+    state, description = read_weights(file)
+    if "classes" not in description:
+        raise CheckpointError(
+            f"{file}, which holds the state of a run",
+            "a model: a file that learner.save(path) wrote, or best.safetensors or last.safetensors beside it",
+            "Load one of these; fit(..., resume=True) goes on with a run.",
+        )
+    return state, description
 
 
 def _demand_transform(data: ImageData, file: Path, *, needed: bool) -> None:
