@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart.errors import CheckpointError, listing
 from headstart.model.weights import forget_cached
+from headstart.training.checkpoint import demand_same
 from headstart.training.loop import Loop
 
 
@@ -64,14 +64,7 @@ def tensors_of(network: nn.Module) -> dict[str, Any]:
 def put_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy values into a network's own tensors."""
     own = tensors_of(network)
-    shapes, given = ({name: list(tensor.shape) for name, tensor in held.items()} for held in (own, tensors))
-    different = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
-    if different:
-        raise CheckpointError(
-            f"the state of a run that differs in {len(different)} tensors ({listing(different, 3)})",
-            f"the {len(own)} tensors of this Learner's network",
-            "Make the Learner as the script that began the run did, or name another directory.",
-        )
+    demand_same(own, tensors, "the state of the run")
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
