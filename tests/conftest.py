@@ -117,11 +117,13 @@ def shapes(shapes_folder: Path) -> dict[str, list[tuple[Image.Image, int]]]:
 def make(shapes: dict[str, Any], tiny_network: Any) -> Any:
     """Make a Learner with all that chance has a hand in: dropout, batch norm, augmentation."""
 
-    def learner(workers: int = 0, root: Path | None = None, **options: Any) -> Learner:
+    def learner(workers: int = 0, root: Path | None = None, data: ImageData | None = None, **options: Any) -> Learner:
         torch.manual_seed(0)
         network = nn.Sequential(tiny_network(), nn.Dropout(0.1))
         settings = {"image_size": 32, "batch_size": 8, "workers": workers}
-        if root is not None:
+        if data is not None:
+            pass
+        elif root is not None:
             data = ImageData.from_folder(root, **settings)
         else:
             data = ImageData.from_datasets(**shapes, classes=SHAPES, **settings)

@@ -6,23 +6,29 @@ Order and augmentation are derived from (seed, fit, epoch, picture), so the numb
 
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from headstart.data.augment import View
 from headstart.data.preprocessing import are_shaped, described
 from headstart.data.sources import Source
-from headstart.errors import DataError
+from headstart.errors import DataError, listing
 from headstart.randomness import AUGMENTATION, ORDER, derive, generator, seed_sample
 
 Pair = tuple[Tensor, Tensor]
 """Images `[batch, channels, height, width]`, uint8 or float, and targets: class ids `[batch]`, int64, or
 probabilities `[batch, classes]`, float."""
+
+
+SILENCE = 30.0
+"""Seconds in which no process has begun a picture, after which they count as hanging."""
 
 
 class Batches(Protocol):
@@ -62,8 +68,14 @@ class SourceBatches:
         pin_memory: bool = False,
     ) -> None:
         self._order = _Order(len(source), batch_size, seed)
+        self._source = source
+        # What each process is at: its number, the picture, and how many it has begun.
+        self._at: Tensor | None = None
+        if workers > 0:
+            self._at = torch.full((workers, 3), -1).share_memory_()  # type: ignore[no-untyped-call]
         self._loader: DataLoader[Any] = DataLoader(
-            Views(source, view, least_side),
+            Views(source, view, least_side, self._at),
+            timeout=SILENCE if workers > 0 else 0,
             batch_sampler=self._order,
             num_workers=workers,
             collate_fn=collate,
@@ -80,13 +92,58 @@ class SourceBatches:
     def epoch(self, fit: int, epoch: int, start: int = 0) -> Iterator[Pair]:
         """Go through the batches of an epoch; those before `start` are not read."""
         self._order.position, self._order.start = (fit, epoch), start
-        for batch in self._loader:
+        batches = iter(self._loader)
+        while (batch := self._next(batches)) is not None:
             if isinstance(batch, DataError):
                 try:
                     raise batch
                 finally:
                     del batch  # or error and frame would hold each other, and the workers with them
             yield batch
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        """Wait for a batch as long as some process begins a picture now and then; None is the end."""
+        while True:
+            begun = None if self._at is None else self._at.clone()
+            try:
+                return next(batches, None)
+            except RuntimeError as error:
+                if (lost := self.lost(error)) is not None:
+                    raise lost from error
+                if begun is None or self._at is None or not str(error).startswith("DataLoader timed out"):
+                    raise
+                if torch.equal(begun, self._at):
+                    raise self._lost(f"no new picture for {SILENCE:.0f} s", self._at) from error
+
+    def lost(self, error: RuntimeError) -> DataError | None:
+        """Turn torch's error about a process of this loader that died into one that names its picture."""
+        found = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+        if found is None or self._at is None:
+            return None
+        pids = {int(pid) for pid in found[1].split(",")}
+        at = self._at[[int(pid) in pids for pid in self._at[:, 0]]]
+        return self._lost(str(error).splitlines()[0].rstrip(". "), at) if len(at) else None
+
+    def _lost(self, what: str, at: Tensor) -> DataError:
+        places = [self._source.path(int(index)) or f"sample {int(index)}" for _, index, _ in at if index >= 0]
+        return DataError(
+            f"{what}, while {listing(places)} {'was' if len(places) == 1 else 'were'} prepared",
+            "processes that go on preparing pictures",
+            "Look at these pictures and at what your pipeline does with them; workers=0 shows it in this process. A "
+            "process may also be killed for want of memory: use fewer workers or smaller batches.",
+        )
+
+
+@contextmanager
+def naming_lost_pictures(*parts: "Batches | None") -> Iterator[None]:
+    """Name the picture that a process was at when it died; torch tells of it in the middle of anything."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = (part.lost(error) for part in parts if isinstance(part, SourceBatches))
+        if (told := next((lost for lost in found if lost is not None), None)) is not None:
+            raise told from error
+        raise
 
 
 class LoaderBatches:
@@ -256,13 +313,18 @@ class Views(Dataset[Any]):
     raises says at which picture it happened.
     """
 
-    def __init__(self, source: Source, view: View, least_side: int | None = None) -> None:
+    def __init__(self, source: Source, view: View, least_side: int | None = None, at: Tensor | None = None) -> None:
         self._source = source
         self._view = view
         self._least_side = least_side
+        self._at = at
 
     def __getitem__(self, key: tuple[int, int | None]) -> tuple[Tensor, int] | DataError:
         index, seed = key
+        if self._at is not None and (worker := get_worker_info()) is not None:
+            row = self._at[worker.id]
+            row[0], row[1] = os.getpid(), index
+            row[2] += 1
         try:
             if seed is not None:
                 seed_sample(seed)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from headstart.data.image_data import ImageData, OwnLoader, Part
-from headstart.data.loading import Batches, Pair
+from headstart.data.loading import Batches, Pair, naming_lost_pictures
 from headstart.data.preprocessing import Preprocessing
 from headstart.data.sources import FolderSource
 from headstart.errors import ConfigError, listing
@@ -129,7 +129,7 @@ class Session:
         self.optimizer, self.run = run.optimizer, run
         self.histories.append(run.history)
         try:
-            with loop.hooks.bound(), preserved(), listening(run):
+            with naming_lost_pictures(train, val), loop.hooks.bound(), preserved(), listening(run):
                 if over is not None:
                     over.load_callbacks()
                 else:
@@ -178,7 +178,7 @@ class Session:
         run = Run(self.backbone, {"steps": len(batches)}, self._directions(val=False, callbacks=callbacks))
         check_callbacks(callbacks, run)
         loop = self._loop(run, callbacks, learner)
-        with loop.hooks.bound(), preserved():
+        with naming_lost_pictures(batches), loop.hooks.bound(), preserved():
             return dict(loop.evaluate(batches))
 
     def predict(self, batches: Iterable[Pair], callbacks: Sequence[Callback], learner: LearnerLike) -> Tensor:
