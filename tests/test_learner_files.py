@@ -141,6 +141,21 @@ def test_a_pipeline_of_ones_own_has_to_be_given_again(shapes_folder: Path, tmp_p
 # What only its maker can build
 
 
+def test_weights_of_a_saved_file_are_read_whatever_it_is_called(shapes_folder: Path, tmp_path: Path) -> None:
+    data = ImageData.from_folder(shapes_folder, image_size=32, workers=0)
+    learner = Learner(SMALL, data, pretrained=False, head=Head(init="small"), device="cpu")
+    again = Learner(SMALL, data, pretrained=learner.save(tmp_path / "w.pth"), device="cpu")
+    held, own = weights(again), weights(learner)
+    assert all(torch.equal(held[name], own[name]) for name in own if not name.startswith("fc"))
+
+
+def test_a_file_of_words_is_no_file_of_weights(shapes_folder: Path, tmp_path: Path) -> None:
+    data = ImageData.from_folder(shapes_folder, image_size=32, workers=0)
+    (tmp_path / "names.txt").write_text("circle")
+    error = refusal(CheckpointError, lambda: Learner(SMALL, data, pretrained=tmp_path / "names.txt", device="cpu"))
+    assert "names.txt, which is no file of weights" in error.arrived
+
+
 def test_weights_of_a_saved_file_that_is_damaged_are_refused(shapes_folder: Path, tmp_path: Path) -> None:
     data = ImageData.from_folder(shapes_folder, image_size=32, workers=0)
     file = Learner(SMALL, data, pretrained=False, device="cpu").save(tmp_path / "w.safetensors")

@@ -372,6 +372,11 @@ def test_a_part_that_is_not_there_is_refused_with_those_that_are(shapes_folder: 
     assert "'valid'" in refusal(ConfigError, lambda: data.part("valid")).arrived
 
 
+def test_a_part_that_there_never_is_is_answered_with_what_there_is(shapes_folder: Path) -> None:
+    error = refusal(ConfigError, lambda: folder(shapes_folder).part("tests"))
+    assert error.todo == "Name one of these, or pass a folder or an ImageData."
+
+
 def test_data_without_any_part_says_so() -> None:
     data = ImageData(("ant", "bee"))
     assert repr(data) == "ImageData: 2 classes (ant, bee), no pictures"

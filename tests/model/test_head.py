@@ -276,3 +276,8 @@ def test_a_head_shows_what_is_not_as_usual_and_of_many_names_the_first() -> None
     many = Head(reuse="auto", source_classes=[f"class {n}" for n in range(1000)])
     assert repr(many) == "Head(reuse='auto', source_classes=['class 0', 'class 1', 'class 2' and 997 more])"
     assert repr(Head(reuse="auto", source_classes="names.txt")) == "Head(reuse='auto', source_classes='names.txt')"
+
+
+@pytest.mark.parametrize("function", [lambda features: nn.Linear(features, 2), lambda: nn.Linear(8, 2)])
+def test_a_function_that_does_not_take_features_and_classes_is_no_head(function):
+    assert "(features, classes) -> module" in refusal(ConfigError, lambda: as_head(function)).needed

@@ -265,3 +265,40 @@ def test_a_head_of_timms_keeps_its_norms_in_ones_own_network_too() -> None:
     assert network.head.bn is norm
     assert (network.head.linear.out_features, network.head_dist.linear.out_features) == (3, 3)
     assert network.num_classes == 3
+
+
+class Convolutional(nn.Module):
+    """A network that answers with a convolution, and what its forward makes of it."""
+
+    def __init__(self, end: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.stem, self.body, self.end = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 3), end
+
+    def forward(self, images: Tensor) -> Any:
+        return self.end(self.body(self.stem(images)))
+
+
+@pytest.mark.parametrize("init", ["default", "zero"])
+def test_a_new_head_learns_although_a_relu_follows_in_forward(init: Any) -> None:
+    network = Convolutional(lambda maps: maps.relu().mean((2, 3)))
+    modes = [module.training for module in network.modules()]
+    opened = open_network(network, 2, head=Head(init=init), image_size=32)
+    assert [module.training for module in network.modules()] == modes
+    logits = network(torch.randn(4, 3, 32, 32))
+    assert torch.equal(logits, torch.ones(4, 2))
+    nn.functional.cross_entropy(logits, torch.tensor([0, 1, 1, 1])).backward()
+    assert opened.head == ("body",)
+    assert network.body.weight.grad is not None
+    assert network.body.weight.grad.any()
+
+
+def test_a_new_head_with_nothing_behind_it_begins_at_zero() -> None:
+    network = Convolutional(lambda maps: maps.mean((2, 3)))
+    open_network(network, 2, head=Head(), image_size=32)
+    assert not network.body.bias.any()
+
+
+@pytest.mark.parametrize(("end", "told"), [(lambda maps: {"logits": maps.mean((2, 3))}, "a dict"), (tuple, "a tuple")])
+def test_a_network_that_gives_no_tensor_is_told_when_it_is_opened_with_a_head(end: Any, told: str) -> None:
+    error = refusal(BackboneError, lambda: open_network(Convolutional(end), 2, head=Head(), image_size=32))
+    assert f"which gives {told} for one picture" in error.arrived

@@ -1,5 +1,6 @@
 """Going on where an earlier process left a fit: the same bits, as if nothing had happened."""
 
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -394,3 +395,12 @@ def test_what_a_write_left_that_was_cut_short_is_swept_away(make, tmp_path):
     fit(make(), tmp_path)
     assert not stray.exists()
     assert mine.read_text() == "mine"
+
+
+def test_the_time_of_an_epoch_that_another_process_began_is_that_of_this_one(make, tmp_path, capsys):
+    died(make(), tmp_path, verbose=True)
+    capsys.readouterr()
+    fit(make(), tmp_path, verbose=True)
+    seconds = [float(found) for found in re.findall(r"\((\d+\.\d) s\)", capsys.readouterr().out)]
+    assert len(seconds) == 2
+    assert max(seconds) < 60

@@ -46,10 +46,15 @@ def trained(folder: Path | None, *more: Callback) -> Learner:
 
 @pytest.fixture(autouse=True)
 def handlers_come_back():
-    """Check that the handlers are as they were, whatever happened."""
-    before = [signal.getsignal(number) for number, _ in SIGNALS]
+    """Begin with Python's own handlers, which a shell's background jobs do not have, and check that they come back."""
+    before = {number: signal.getsignal(number) for number, _ in SIGNALS}
+    own = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    for number, handler in own.items():
+        signal.signal(number, handler)
     yield
-    assert [signal.getsignal(number) for number, _ in SIGNALS] == before
+    assert {number: signal.getsignal(number) for number in own} == own
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(("number", "raised"), SIGNALS)
@@ -114,7 +119,7 @@ def test_a_fit_in_another_thread_leaves_the_handlers_alone():
 
 
 SCRIPT = """
-import sys, torch
+import signal, sys, torch
 from headstart import Callback, ImageData, Learner, ModelCheckpoint
 
 class Tell(Callback):
@@ -122,6 +127,7 @@ class Tell(Callback):
     def on_train_batch_end(self, batch, logs):
         print("batch", batch, flush=True)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs do not have it
 torch.set_num_threads(1)
 torch.manual_seed(0)
 network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 24 * 24, 3))

@@ -33,17 +33,14 @@ class ProgressBar(Callback):
         self._read = 0.0
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Close a bar that another fit left open."""
+        """Close a bar that another fit left open; open that of an epoch which another process has begun."""
         self._close()
+        if self.run.batches_done:
+            self._open(self.run.epoch)
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         """Open the epoch's bar."""
-        self._began = self._read = time.monotonic()
-        if _is_interactive():
-            # It goes when the epoch ends: a terminal of 80 columns would cut the results off it.
-            self._bar = tqdm(
-                total=self.run.batches, desc=self._title(epoch), unit="batch", leave=False, dynamic_ncols=True
-            )
+        self._open(epoch)
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Move the bar on."""
@@ -67,6 +64,19 @@ class ProgressBar(Callback):
             tqdm.write(f"stopped after epoch {len(self.run.history)}: {self.run.stop_reason}")
         for remark in self.run.remarks:
             tqdm.write(remark)
+
+    def _open(self, epoch: int) -> None:
+        self._began = self._read = time.monotonic()
+        if _is_interactive():
+            # It goes when the epoch ends: a terminal of 80 columns would cut the results off it.
+            self._bar = tqdm(
+                total=self.run.batches,
+                initial=self.run.batches_done,
+                desc=self._title(epoch),
+                unit="batch",
+                leave=False,
+                dynamic_ncols=True,
+            )
 
     def _title(self, epoch: int) -> str:
         return f"epoch {epoch + 1}/{self.run.epochs}"

@@ -256,11 +256,13 @@ class ImageData:
                     "data with pictures in it, such as ImageData.from_folder makes",
                     "Bring it along: Learner.load(file, data); or name a folder: learner.evaluate('folder').",
                 )
-            add = f"Add the part to the data (a folder {name}/, or {name}=...), or name another."
+            add = "Name one of these, or pass a folder or an ImageData."
+            if name in parts:
+                add = f"Add the part to the data (a folder {name}/, or {name}=...), or name another."
             raise ConfigError(
                 f"the part {name!r} of data that has {' and '.join(there)}",
                 f"one of {', '.join(there)}",
-                f"{nearest(name, there)}{add if name in parts else ''}".strip(),
+                f"{nearest(name, there)}{add}",
             )
         return found
 

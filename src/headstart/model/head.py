@@ -4,6 +4,7 @@ The head is what turns features into classes: timm's classifier (together with w
 networks have several), elsewhere the last Linear or Conv2d layer. Everything else of a network is its backbone.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -139,13 +140,24 @@ def as_head(head: HeadLike) -> Head | nn.Module | Factory | None:
         return Head(hidden=tuple(head))
     if isinstance(head, int) and not isinstance(head, bool):
         return Head(hidden=(head,))
-    if callable(head) and not _is_head_class(head):
+    if callable(head) and not _is_head_class(head) and _takes_two(head):
         return head
     raise ConfigError(
         f"head={head!r}",
         "a Head, hidden widths (256 or (256, 120)), a module, a function (features, classes) -> module, or None",
         "For example head=Head(), or head=Head(hidden=(256,), dropout=0.2).",
     )
+
+
+def _takes_two(function: Callable[..., object]) -> bool:
+    """Say whether a function can be called with features and classes, as far as Python knows."""
+    try:
+        inspect.signature(function).bind(1, 1)
+    except TypeError:
+        return False
+    except ValueError:  # of some functions that are not written in Python nobody knows
+        return True
+    return True
 
 
 def _is_head_class(head: object) -> bool:

@@ -303,8 +303,8 @@ def rehearse(opened: Opened, wish: Wish) -> None:
     except Exception as error:  # whatever a network makes of what it was not built for
         needed = "a size that this network takes, and a head that takes its features"
         raise BackboneError(f"{arrived}, which fails at {height} x {width} pixels: {error}", needed, todo) from error
-    if tuple(outputs.shape) != (1, wish.classes):
-        shape = list(outputs.shape)
+    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != (1, wish.classes):
+        shape = list(outputs.shape) if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         raise BackboneError(
             f"{arrived}, which gives {shape} for one picture", f"{[1, wish.classes]}: a number a class", todo
         )

@@ -55,6 +55,8 @@ def open_own(network: nn.Module, wish: Wish) -> Opened:
         opened = Opened(network, paths, preprocessing, {}, f"your {type(network).__name__} ({words})", reuse)
         if runs or (config and wish.image_size is not None):  # of any other network nobody knows what it takes
             rehearse(opened, wish)
+        if runs and isinstance(wish.head, Head):
+            _wake(network, paths, preprocessing.image_size)
     except HeadstartError:
         for path, module in reversed(before.items()):
             parent, _, name = path.rpartition(".")
@@ -70,6 +72,26 @@ def _runs(network: nn.Module, size: tuple[int, int]) -> bool:
     except Exception:  # it takes others, or is not meant to be run like this
         return False
     return True
+
+
+def _wake(network: nn.Module, paths: tuple[str, ...], size: tuple[int, int]) -> None:
+    """Begin a head's bias at one where at zero it would get no gradient, as in front of a ReLU in a `forward`."""
+    modes = [(module, module.training) for module in network.modules()]
+    modules = [module for path in paths for module in network.get_submodule(path).modules()]
+    layers = [module for module in modules if isinstance(module, nn.Linear | nn.Conv2d)]
+    bias = layers[-1].bias if layers else None
+    if bias is None:
+        return
+    network.eval()
+    try:
+        with torch.enable_grad():
+            outputs = network(torch.zeros(1, 3, *size, device=bias.device))
+            (gradient,) = torch.autograd.grad(outputs[:, 0].sum(), bias, allow_unused=True)
+    finally:
+        for module, training in modes:
+            module.training = training
+    if gradient is not None and not gradient.any():
+        nn.init.ones_(bias)
 
 
 def _layers_of(network: nn.Module, paths: tuple[str, ...]) -> tuple[str, ...]:

@@ -98,8 +98,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         CheckpointError: it cannot be read, holds no weights, or carries a digest that is not its content's.
     """
     try:
-        safe = path.suffix == ".safetensors"
-        content: Any = _read_safetensors(path) if safe else torch.load(path, "cpu", weights_only=True)
+        content: Any = _read_safetensors(path) if _is_safe(path) else torch.load(path, "cpu", weights_only=True)
     except HeadstartError:
         raise
     except OSError as error:
@@ -108,7 +107,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # whatever a file that is no such file makes its reader raise
         raise CheckpointError(
-            f"{path}: {type(error).__name__}, {(str(error).splitlines() or ['nothing in it'])[0]}",
+            f"{path}, which is no file of weights that can be read without running code ({type(error).__name__})",
             "a .safetensors file, or one that torch.save(network.state_dict(), path) wrote",
             "If it was downloaded, download it again; if it holds a whole network, save its state_dict instead.",
         ) from error
@@ -123,6 +122,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
         )
     state: dict[str, Tensor] = content
     return state
+
+
+def _is_safe(path: Path) -> bool:
+    """Say whether a file is one of safetensors, by its name or, whatever it is called, by how it begins."""
+    with path.open("rb") as file:
+        begins = file.read(9)[8:]  # behind its length stands a header of JSON
+    return path.suffix == ".safetensors" or begins == b"{"
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
