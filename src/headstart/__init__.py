@@ -9,7 +9,7 @@ Example:
 from headstart.callbacks.reporting import CSVLogger, ProgressBar
 from headstart.callbacks.saving import ModelCheckpoint
 from headstart.callbacks.schedule import LearningRateScheduler, LRSchedule, ReduceLROnPlateau
-from headstart.callbacks.stopping import EarlyStopping
+from headstart.callbacks.stopping import EarlyStopping, TerminateOnNaN
 from headstart.data.image_data import ImageData
 from headstart.data.preprocessing import Preprocessing
 from headstart.errors import BackboneError, CheckpointError, ConfigError, DataError, HeadstartError
@@ -46,6 +46,7 @@ __all__ = [
     "ReduceLROnPlateau",
     "Run",
     "StopTraining",
+    "TerminateOnNaN",
     "__version__",
     "constant",
     "cosine",

@@ -1,14 +1,27 @@
 """EarlyStopping: when it stops, and which weights it leaves."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from handmade import At, Noting, Script, made_learner, pairs, same, weights
+from torch.nn import functional
 
-from headstart import ConfigError, EarlyStopping, ImageData, Learner, StopTraining
+from headstart import (
+    Callback,
+    ConfigError,
+    EarlyStopping,
+    ImageData,
+    Learner,
+    ModelCheckpoint,
+    Order,
+    StopTraining,
+    TerminateOnNaN,
+)
+from headstart.training.checkpoint import read_weights
 
-nan = math.nan
+nan, inf = math.nan, math.inf
 
 
 def fitted(stopping: EarlyStopping, values, *callbacks, key="val_loss", learner=None, epochs=None):
@@ -199,3 +212,118 @@ def test_the_best_weights_of_a_network_that_looks_at_their_version_come_back():
     learner = Learner("torchvision/mnasnet0_5", data, pretrained=False, device="cpu")
     learner.fit(1, 1e-3, callbacks=[EarlyStopping()], verbose=False)
     assert learner.history.epoch == [0]
+
+
+# TerminateOnNaN
+
+
+def broken(batch: int, bad: float = nan):
+    """Give a loss that is not finite the so-maniest time it is asked."""
+    asked = iter(range(10**6))
+    return lambda logits, targets: functional.cross_entropy(logits, targets) + (bad if next(asked) == batch else 0.0)
+
+
+def after(steps: int, tiny_network, **options):
+    """Give a Learner that has taken just so many steps, of the first batches."""
+    learner = made_learner(pairs(*[4] * steps, side=32), network=tiny_network(), **options)
+    learner.fit(1, 0.1, verbose=False)
+    return learner
+
+
+@pytest.mark.parametrize("bad", [nan, inf, -inf])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb", torch.optim.Adagrad])
+def test_a_loss_that_is_not_finite_ends_the_fit_with_the_weights_as_they_were(tiny_network, bad, optimizer):
+    noting, options = Noting(), {"optimizer": optimizer}
+    learner = made_learner(pairs(4, 4, 4, 4, side=32), network=tiny_network(), loss=broken(2, bad), **options)
+    learner.fit(3, 0.1, callbacks=[TerminateOnNaN(), noting], verbose=False)
+    assert noting.run.status == "stopped"
+    assert noting.run.stop_reason == "the loss of epoch 1, batch 3, is not finite"
+    assert len(learner.history) == 1
+    assert same(weights(learner), weights(after(2, tiny_network, **options)))
+
+
+def test_so_does_a_gradient(tiny_network):
+    noting = Noting()
+    learner = made_learner(pairs(4, 4, 4, side=32), network=tiny_network(), optimizer="adamw")
+    seen = iter(range(10**6))
+    learner.model.stem[0].weight.register_hook(lambda gradient: gradient * (nan if next(seen) == 1 else 1))
+    learner.fit(2, 0.1, callbacks=[TerminateOnNaN(), noting], clip_norm=1.0, verbose=False)
+    assert noting.run.stop_reason == "a gradient of epoch 1, batch 2, is not finite"
+    straight = made_learner(pairs(4, side=32), network=tiny_network(), optimizer="adamw")
+    straight.fit(1, 0.1, clip_norm=1.0, verbose=False)
+    assert same(weights(learner), weights(straight))
+
+
+def test_a_step_of_several_batches_is_not_taken_as_a_whole(tiny_network):
+    noting = Noting()
+    learner = made_learner(pairs(4, 4, 4, 4, side=32), network=tiny_network(), loss=broken(2), optimizer="adamw")
+    learner.fit(2, 0.1, accumulate=2, callbacks=[TerminateOnNaN(), noting], verbose=False)
+    assert noting.run.stop_reason == "the loss of epoch 1, batches 3 to 4, is not finite"
+    straight = made_learner(pairs(4, 4, side=32), network=tiny_network(), optimizer="adamw")
+    straight.fit(1, 0.1, accumulate=2, verbose=False)
+    assert same(weights(learner), weights(straight))
+
+
+def test_the_pictures_that_made_it_so_are_named(make):
+    class Spoil(Callback):
+        order = Order.DATA
+
+        def on_batch_ready(self):
+            if self.run.epoch == 1 and self.run.batches_done == 2:
+                images = self.run.batch.images.clone()
+                images[3] = nan
+                self.run.batch = replace(self.run.batch, images=images)
+
+    learner, noting = make(), Noting()
+    learner.model.eval()
+    learner.unfreeze(-1)  # norms in front of it use their running statistics: one picture does not spoil the others
+    learner.freeze()
+    learner.fit(3, 0.01, callbacks=[Spoil(), TerminateOnNaN(), noting], verbose=False)
+    source = learner.data.train_batches(0)
+    (name,) = source.pictures(1, 1, 2)[3:4]
+    assert noting.run.stop_reason == f"the loss of epoch 2, batch 3, is not finite: {name}"
+    assert all(value.isfinite().all() for value in weights(learner).values())
+
+
+class Late(TerminateOnNaN):
+    """Reads one step late, as where a GPU has not come to it yet."""
+
+    @staticmethod
+    def _is_known(finite):
+        return False
+
+
+@pytest.mark.parametrize("bad", [1, 2, 3])
+def test_what_is_read_a_step_late_is_known_by_the_end_of_the_epoch(tiny_network, bad):
+    noting, batches = Noting(), pairs(4, 4, 4, 4, side=32)
+    learner = made_learner(batches, network=tiny_network(), loss=broken(bad), optimizer="adamw")
+    learner.fit(2, 0.1, callbacks=[Late(), noting], verbose=False)
+    assert noting.run.stop_reason == f"the loss of epoch 1, batch {bad + 1}, is not finite"
+    assert len(learner.history) == 1
+    left_out = noting.run.step - (1 if bad == 3 else 2)
+    assert left_out == bad
+    assert all(value.isfinite().all() for value in weights(learner).values())
+    if bad == 3:
+        assert same(weights(learner), weights(after(3, tiny_network, optimizer="adamw")))
+
+
+def test_a_state_that_is_saved_before_it_is_known_is_whole(make, tmp_path):
+    def held(state: int, die: At, **options) -> dict[str, torch.Tensor]:
+        folder = tmp_path / str(state)
+        callbacks = [Late(), ModelCheckpoint(folder, every_seconds=1e-9), die]
+        with pytest.raises(ZeroDivisionError):
+            make(**options).fit(2, 0.1, callbacks=callbacks, verbose=False)
+        tensors, _ = read_weights(folder / "fit-1" / f"state-00000{state}.safetensors")
+        return {name: value for name, value in tensors.items() if name.startswith("state.network.")}
+
+    spoiled = held(2, At(on_epoch_end=lambda c, epoch, logs: 1 / 0), loss=broken(1))
+    assert same(spoiled, held(1, At(on_train_batch_end=lambda c, batch, logs: 1 / (1 - batch))))
+
+
+def test_a_fit_in_which_all_is_finite_is_as_it_was(tiny_network):
+    fits = []
+    for callbacks in ([], [TerminateOnNaN()]):
+        learner = made_learner(pairs(4, 4, 3, side=32), pairs(2, side=32), network=tiny_network(), optimizer="adamw")
+        learner.fit(2, 0.01, callbacks=callbacks, accumulate=2, verbose=False)
+        fits.append(weights(learner))
+    assert same(*fits)

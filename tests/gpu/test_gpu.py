@@ -9,7 +9,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.data import TensorDataset
 
-from headstart import EarlyStopping, ImageData, Learner, LRSchedule, ModelCheckpoint, cosine
+from headstart import EarlyStopping, ImageData, Learner, LRSchedule, ModelCheckpoint, TerminateOnNaN, cosine
 from headstart.training.precision import Precision
 
 if not torch.cuda.is_available():
@@ -332,3 +332,33 @@ def test_a_file_saved_on_a_gpu_opens_on_a_cpu(tmp_path):
         expected = learner.predict(images).probabilities
     loaded = Learner.load(tmp_path / "fit-1" / "last.safetensors", device="cpu")
     torch.testing.assert_close(loaded.predict(images).probabilities, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [1, 3])
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(make, bad):
+    asked = iter(range(10**6))
+
+    def loss(logits, targets):
+        return torch.nn.functional.cross_entropy(logits, targets) + (math.nan if next(asked) == bad else 0.0)
+
+    learner = make(loss=loss, precision="fp32")
+    reasons = []
+    note = At(on_train_end=lambda callback, logs: reasons.append(callback.run.stop_reason))
+    learner.fit(2, 0.01, callbacks=[TerminateOnNaN(), note], verbose=False)
+    assert reasons == [f"the loss of epoch 1, batch {bad + 1}, is not finite"]
+    assert all(value.isfinite().all() for value in weights(learner).values())
+
+
+def test_a_fit_that_died_goes_on_alike(make, tmp_path):
+    def fit(folder, *more):
+        learner = make(precision="fp32")
+        callbacks = [ModelCheckpoint(folder), LRSchedule(cosine()), *more]
+        learner.fit(4, 0.01, callbacks=callbacks, resume=True, verbose=False)
+        return weights(learner)
+
+    die = At(on_epoch_begin=lambda callback, epoch, logs: 1 / (2 - epoch))
+    die.order = 4
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path / "cut", die)
+    whole, again = fit(tmp_path / "whole"), fit(tmp_path / "cut")
+    assert all(torch.allclose(whole[name].float(), again[name].float(), atol=1e-4) for name in whole)

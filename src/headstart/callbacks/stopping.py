@@ -1,11 +1,13 @@
 """When to stop."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from headstart.errors import Demands, is_count, is_number
+from headstart.errors import Demands, is_count, is_number, listing
 from headstart.model.weights import load_state
 from headstart.training.callback import Callback, Order
 from headstart.training.metrics import Logs
@@ -112,3 +114,135 @@ class EarlyStopping(Callback):
         self._monitor.best = state["best"]
         self.waited, self.best_epoch = state["waited"], state["best_epoch"]
         self._best_weights = state["best_weights"]
+
+
+@dataclass(eq=False)
+class _Step:
+    """What one step was made of, until it is known whether it was finite."""
+
+    loss: Tensor
+    gradients: Tensor
+    batches: list[tuple[int, Tensor]]
+    statistics: list[Tensor]
+
+
+class TerminateOnNaN(Callback):
+    """Stop when a loss or a gradient is not finite, with the pictures it came from; weights stay as they were before.
+
+    A step whose loss or gradients hold nan or infinity is not taken, and the statistics of the norms go back to what
+    they were before its batches. The epoch is then ended as after any other stop, with a network that still works.
+
+    On a GPU nothing waits: a fused optimizer passes over the step there, and what happened is read one step later.
+    With fp16 a gradient that is too large is no reason to stop, since the scaled loss makes some of them so: those
+    steps are passed over anyway, and counted.
+
+    Example:
+        >>> callbacks = [TerminateOnNaN()]
+    """
+
+    order: ClassVar[Order] = Order.WATCH
+
+    def __init__(self) -> None:
+        self.skipped = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._batch = 0
+        self._open: list[tuple[int, Tensor]] = []
+        self._losses: list[Tensor] = []
+        self._statistics: list[Tensor] = []
+        self._waiting: list[_Step] = []
+
+    def on_train_begin(self, logs: Logs) -> None:
+        """Forget an earlier fit."""
+        self.skipped = 0
+        self._begin()
+
+    def on_train_batch_begin(self, batch: int, logs: Logs) -> None:
+        """Note which batch it is."""
+        self._batch = batch
+
+    def on_batch_ready(self) -> None:
+        """Copy the statistics of the norms before the first batch of a step."""
+        if not self._open:
+            self._statistics = [buffer.clone() for buffer in self.run.backbone.statistics]
+
+    def on_loss_ready(self) -> None:
+        """Look at the loss, and at what was said of each picture."""
+        self._losses.append(self.run.loss.detach().isfinite())
+        self._open.append((self._batch, self.run.outputs.detach().isfinite().all(1)))
+
+    def on_step_begin(self) -> None:
+        """Keep the step from being taken if it is not finite."""
+        optimizer = self.run.optimizer
+        if optimizer is None:
+            return
+        groups = optimizer.param_groups
+        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        loss = torch.stack(self._losses).all()
+        largest = nn.utils.get_total_norm(gradients, math.inf)  # of no gradients it is 0
+        step = _Step(loss, largest.isfinite().to(loss.device), self._open, self._statistics)
+        self._open, self._losses = [], []
+        self._waiting.append(step)
+        finite = step.loss & step.gradients
+        if all(group.get("fused") for group in groups):
+            vars(optimizer)["found_inf"] = (~finite).float()  # what a GradScaler tells a fused optimizer, too
+        elif not finite:
+            for parameter in (p for group in groups for p in group["params"]):
+                parameter.grad = None  # then an optimizer passes it over
+        self._read(self._waiting[: None if self._is_known(finite) else -1])
+
+    @staticmethod
+    def _is_known(finite: Tensor) -> bool:
+        """Say whether a value can be read without waiting for a device."""
+        return finite.device.type == "cpu"
+
+    def on_step_end(self) -> None:
+        """Let the next step be taken."""
+        vars(self.run.optimizer).pop("found_inf", None)
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """Read what has not been read yet."""
+        self._read(self._waiting)
+
+    def on_train_end(self, logs: Logs) -> None:
+        """Tell how many steps were passed over with fp16."""
+        if self.skipped:
+            steps = "1 step was" if self.skipped == 1 else f"{self.skipped} steps were"
+            self.run.remarks.append(f"{steps} passed over: gradients too large for fp16")
+        self._begin()
+
+    def _read(self, steps: list[_Step]) -> None:
+        """Look at steps that have been taken or not; the first that was not ends the fit."""
+        for step in list(steps):
+            self._waiting.remove(step)
+            scaled = self.run.outputs.dtype == torch.float16
+            if step.loss and scaled and not step.gradients:
+                self.skipped += 1
+            elif not (step.loss and step.gradients):
+                for buffer, before in zip(self.run.backbone.statistics, step.statistics, strict=True):
+                    buffer.copy_(before)
+                self.run.stop(self._reason(step))
+                self._waiting.clear()
+                return
+
+    def _reason(self, step: _Step) -> str:
+        what = "a gradient" if step.loss else "the loss"
+        numbers = [number + 1 for number, _ in step.batches]
+        batches = f"batch {numbers[0]}" if len(numbers) == 1 else f"batches {numbers[0]} to {numbers[-1]}"
+        names = []
+        for number, finite in step.batches:
+            pictures = self.run.pictures(number)
+            bad = [name for name, is_finite in zip(pictures, finite.tolist(), strict=False) if not is_finite]
+            names += bad or (pictures if bool(finite.all()) else [])
+        told = f": {listing(names)}" if names else ""
+        return f"{what} of epoch {self.run.epoch + 1}, {batches}, is not finite{told}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the number of steps that were passed over; what has not been read yet is read first."""
+        self._read(self._waiting)
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the number up again."""
+        self.skipped = state["skipped"]

@@ -101,6 +101,12 @@ class SourceBatches:
                     del batch  # or error and frame would hold each other, and the workers with them
             yield batch
 
+    def pictures(self, fit: int, epoch: int, batch: int) -> list[str]:
+        """Name the pictures of a batch, in its order: paths, or numbers of samples."""
+        order = _Order(self._order.pictures, self._order.batch_size, self._order.seed)
+        order.position, order.start = (fit, epoch), batch
+        return [str(self._source.path(index) or f"sample {index}") for index, _ in next(iter(order))]
+
     def _next(self, batches: Iterator[Any]) -> Any:
         """Wait for a batch as long as some process begins a picture now and then; None is the end."""
         while True:
@@ -286,23 +292,23 @@ class _Order:
     """The batches of an epoch as lists of (index, seed)."""
 
     def __init__(self, pictures: int, batch_size: int, seed: int | None) -> None:
-        self._pictures = pictures
-        self._batch_size = batch_size
-        self._seed = seed
+        self.pictures = pictures
+        self.batch_size = batch_size
+        self.seed = seed
         self.position = (0, 0)
         self.start = 0
 
     def __len__(self) -> int:
-        return math.ceil(self._pictures / self._batch_size)
+        return math.ceil(self.pictures / self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int | None]]]:
-        seed, (fit, epoch) = self._seed, self.position
-        order: Sequence[int] = range(self._pictures)
+        seed, (fit, epoch) = self.seed, self.position
+        order: Sequence[int] = range(self.pictures)
         if seed is not None:
             chance = generator(derive(ORDER, seed, fit, epoch))
-            order = torch.randperm(self._pictures, generator=chance).tolist()
-        for start in range(self.start * self._batch_size, self._pictures, self._batch_size):
-            batch = order[start : start + self._batch_size]
+            order = torch.randperm(self.pictures, generator=chance).tolist()
+        for start in range(self.start * self.batch_size, self.pictures, self.batch_size):
+            batch = order[start : start + self.batch_size]
             yield [(n, None if seed is None else derive(AUGMENTATION, seed, fit, epoch, n)) for n in batch]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from headstart.drawing import table
 from headstart.errors import ConfigError, listing
@@ -104,6 +104,11 @@ class Backbone:
                     parameter.grad = None
         self.refresh()
         return thawed
+
+    @property
+    def statistics(self) -> list[Tensor]:
+        """The running statistics of all norms, with their counters, as they are."""
+        return [buffer for norm in self._norms for buffer in norm.buffers(recurse=False)]
 
     @property
     def frozen(self) -> list[str]:

@@ -126,6 +126,11 @@ def _keep_nothing() -> None:
     """Stand for the states of a run that nobody keeps."""
 
 
+def _no_names(batch: int) -> list[str]:  # noqa: ARG001 - as one that knows some
+    """Stand for the names of pictures that come from a loader of the user's own."""
+    return []
+
+
 def _at_once(act: Callable[[], object]) -> None:
     """Stand for the thread that writes, where there is none."""
     act()
@@ -167,6 +172,7 @@ class Run:
         stop_reason: why it was asked to stop; None if it was not.
         save_state: writes the state of the run into its folder, in the background; between two steps only, see
             `between_steps`.
+        pictures: names the pictures of a batch of the epoch in progress, where anybody knows them.
         write: does something in the background, after what has been asked for before.
         remarks: lines that callbacks append for the user to read when the fit has ended.
 
@@ -201,6 +207,7 @@ class Run:
     stop_reason: str | None = field(default=None, init=False)
     remarks: list[str] = field(default_factory=list, init=False)
     save_state: Callable[[], None] = field(default_factory=lambda: _keep_nothing, init=False, repr=False)
+    pictures: Callable[[int], list[str]] = field(default_factory=lambda: _no_names, init=False, repr=False)
     write: Callable[[Callable[[], object]], None] = field(default_factory=lambda: _at_once, init=False, repr=False)
     active: bool = field(default=False, init=False)
     hook: str = field(default="", init=False)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from headstart.data.image_data import ImageData, OwnLoader, Part
-from headstart.data.loading import Batches, Pair, naming_lost_pictures
+from headstart.data.loading import Batches, Pair, SourceBatches, naming_lost_pictures
 from headstart.data.preprocessing import Preprocessing
 from headstart.data.sources import FolderSource
 from headstart.errors import ConfigError, listing
@@ -126,6 +126,8 @@ class Session:
     def _go(self, loop: Loop, train: Batches, val: Batches | None, over: Keeping | None) -> None:
         """Train, or let the callbacks remember the end of a fit that is over; leave no trace of batches."""
         run = loop.run
+        if isinstance(train, SourceBatches):
+            run.pictures = lambda batch: train.pictures(run.fit, run.epoch, batch)
         self.optimizer, self.run = run.optimizer, run
         self.histories.append(run.history)
         try:
