@@ -138,6 +138,7 @@ learner.save(sys.argv[2] + ".safetensors")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
 def test_a_script_and_all_its_processes_end_and_go_on(shapes_folder, tmp_path, number, code):
     def start(name: str) -> "subprocess.Popen[str]":
