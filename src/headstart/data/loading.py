@@ -84,6 +84,7 @@ class SourceBatches:
             generator=generator(0),
             persistent_workers=workers > 0,
             multiprocessing_context="fork" if workers > 0 and sys.platform == "linux" else None,
+            worker_init_fn=_stand_apart,
         )
 
     def __len__(self) -> int:
@@ -310,6 +311,15 @@ class _Order:
         for start in range(self.start * self.batch_size, self.pictures, self.batch_size):
             batch = order[start : start + self.batch_size]
             yield [(n, None if seed is None else derive(AUGMENTATION, seed, fit, epoch, n)) for n in batch]
+
+
+def _stand_apart(worker: int) -> None:  # noqa: ARG001 - as a DataLoader calls it
+    """Let a signal to the whole group, such as Ctrl-C, reach the process that trains alone: it ends the others.
+
+    They end by themselves, too, when it is gone: torch's processes look after the one that started them.
+    """
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 class Views(Dataset[Any]):
