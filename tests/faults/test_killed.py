@@ -64,8 +64,8 @@ def batches(trace: Path) -> list[list[tuple[int, int]]]:
     return processes
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_again_and_again_it_ends_as_if_it_had_not_been(make, tmp_path, workers):
+@pytest.mark.parametrize(("workers", "times"), [(0, 6), (2, 3)])
+def test_killed_again_and_again_it_ends_as_if_it_had_not_been(make, tmp_path, workers, times):
     whole = make()
     fit(whole, tmp_path / "whole", epochs=4)
     trace, chance, kills = tmp_path / "trace", random.Random(workers), 0  # noqa: S311 - moments, not secrets
@@ -84,15 +84,15 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(make, tmp_path, wo
 
         return until
 
-    for _ in range(6):
+    for _ in range(times):
         kills += in_a_child(work, after(chance.randint(1, 5))) == -signal.SIGKILL
     assert in_a_child(work) == 0
     again = make()
     fit(again, tmp_path / "cut", Trace(trace), epochs=4)  # has ended before: its end is loaded
-    assert kills >= 4
+    assert kills >= times - 2
     assert differences(left(again), left(whole)) == []
     processes = batches(trace)
-    assert len({process[0] for process in processes}) >= 3
+    assert len({process[0] for process in processes}) >= times // 2
     for earlier, later in pairwise(processes):
         begun, reached = later[0], earlier[-1] if len(earlier) > 1 else (earlier[0][0], earlier[0][1] - 1)
         assert begun <= (reached[0], reached[1] + 1) or begun == (reached[0] + 1, 0)  # none is missing
