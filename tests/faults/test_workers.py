@@ -69,14 +69,14 @@ def test_the_picture_at_which_a_process_was_is_named(pictures, monkeypatch, deed
 
 
 def test_slow_pictures_are_waited_for_as_long_as_others_begin(pictures, monkeypatch):
-    monkeypatch.setattr(loading, "SILENCE", 0.5)
+    monkeypatch.setattr(loading, "SILENCE", 2.0)
     source, _, _ = pictures
 
     def view(picture: Image.Image) -> Tensor:
-        time.sleep(0.2)
+        time.sleep(0.3)
         return eval_view(Preprocessing(image_size=(32, 32), resize=(36, 36)))(picture)
 
-    slow = loading.SourceBatches(source, view, 12, workers=1)  # its one batch takes 2.4 s
+    slow = loading.SourceBatches(source, view, 12, workers=1)  # its one batch takes 3.6 s
     assert [len(labels) for _, labels in slow.epoch(0, 0)] == [12]
 
 
