@@ -8,6 +8,7 @@ import csv
 import errno
 import hashlib
 import os
+import re
 import secrets
 import sys
 import urllib.error
@@ -70,6 +71,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):  # gone by its new name, or never made
             temporary.unlink()
+
+
+def files_in(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
+    """Give the files of a folder whose whole names fit a pattern, hidden ones too; none where there is no folder."""
+    there = folder.iterdir() if folder.is_dir() else ()
+    return [file for file in there if pattern.fullmatch(file.name) and file.is_file()]
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from headstart.errors import CheckpointError, ConfigError, Demands, is_count, is_number
-from headstart.files import as_path, demand_writable
+from headstart.files import as_path, demand_writable, files_in
 from headstart.training.callback import Callback, Order
 from headstart.training.checkpoint import digest_in
 from headstart.training.metrics import Logs
@@ -146,9 +146,8 @@ class ModelCheckpoint(Callback):
         self._best_files = []
         self._saved_at = time.monotonic()
         if not self.run.resumed:
-            for old in list(self.folder.iterdir()) if self.folder.is_dir() else ():
-                if _WRITTEN.fullmatch(old.name) and old.is_file():
-                    old.unlink()
+            for old in files_in(self.folder, _WRITTEN):
+                old.unlink()
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Save a state when it is time."""
@@ -192,13 +191,12 @@ class ModelCheckpoint(Callback):
         names = dict(
             zip(kept, [BEST, *(f"best-{place}.safetensors" for place in range(2, self.keep + 1))], strict=False)
         )
-        for file in list(self.folder.iterdir()) if self.folder.is_dir() else ():
-            if _BEST.fullmatch(file.name) and file.is_file():
-                digest = digest_in(file)
-                if digest not in names:
-                    file.unlink()
-                elif names[digest] != file.name:
-                    file.replace(self._hidden(digest))
+        for file in files_in(self.folder, _BEST):
+            digest = digest_in(file)
+            if digest not in names:
+                file.unlink()
+            elif names[digest] != file.name:
+                file.replace(self._hidden(digest))
         for digest, name in names.items():
             if self._hidden(digest).exists():
                 self._hidden(digest).replace(self.folder / name)
@@ -214,6 +212,5 @@ class ModelCheckpoint(Callback):
         if self._monitor is not None:
             self._monitor.best = state["best"]
         self._name_best(self._best_files)
-        for file in list(self.folder.iterdir()) if self.folder.is_dir() else ():
-            if _UNNAMED.fullmatch(file.name):  # of a future that did not come
-                file.unlink()
+        for file in files_in(self.folder, _UNNAMED):  # of a future that did not come
+            file.unlink()

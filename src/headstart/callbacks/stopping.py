@@ -147,9 +147,8 @@ class TerminateOnNaN(Callback):
         self._begin()
 
     def _begin(self) -> None:
-        self._batch = 0
-        self._open: list[tuple[int, Tensor]] = []
         self._losses: list[Tensor] = []
+        self._open: list[tuple[int, Tensor]] = []
         self._statistics: list[Tensor] = []
         self._waiting: list[_Step] = []
 
@@ -157,10 +156,6 @@ class TerminateOnNaN(Callback):
         """Forget an earlier fit."""
         self.skipped = 0
         self._begin()
-
-    def on_train_batch_begin(self, batch: int, logs: Logs) -> None:
-        """Note which batch it is."""
-        self._batch = batch
 
     def on_batch_ready(self) -> None:
         """Copy the statistics of the norms before the first batch of a step."""
@@ -170,7 +165,7 @@ class TerminateOnNaN(Callback):
     def on_loss_ready(self) -> None:
         """Look at the loss, and at what was said of each picture."""
         self._losses.append(self.run.loss.detach().isfinite())
-        self._open.append((self._batch, self.run.outputs.detach().isfinite().all(1)))
+        self._open.append((self.run.batches_done, self.run.outputs.detach().isfinite().all(1)))
 
     def on_step_begin(self) -> None:
         """Keep the step from being taken if it is not finite."""

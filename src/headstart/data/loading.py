@@ -92,7 +92,7 @@ class SourceBatches:
 
     def epoch(self, fit: int, epoch: int, start: int = 0) -> Iterator[Pair]:
         """Go through the batches of an epoch; those before `start` are not read."""
-        self._order.position, self._order.start = (fit, epoch), start
+        self._order.position = (fit, epoch, start)
         batches = iter(self._loader)
         while (batch := self._next(batches)) is not None:
             if isinstance(batch, DataError):
@@ -104,9 +104,8 @@ class SourceBatches:
 
     def pictures(self, fit: int, epoch: int, batch: int) -> list[str]:
         """Name the pictures of a batch, in its order: paths, or numbers of samples."""
-        order = _Order(self._order.pictures, self._order.batch_size, self._order.seed)
-        order.position, order.start = (fit, epoch), batch
-        return [str(self._source.path(index) or f"sample {index}") for index, _ in next(iter(order))]
+        indices = next(self._order.batches(fit, epoch, batch))
+        return [str(self._source.path(index) or f"sample {index}") for index, _ in indices]
 
     def _next(self, batches: Iterator[Any]) -> Any:
         """Wait for a batch as long as some process begins a picture now and then; None is the end."""
@@ -293,23 +292,26 @@ class _Order:
     """The batches of an epoch as lists of (index, seed)."""
 
     def __init__(self, pictures: int, batch_size: int, seed: int | None) -> None:
-        self.pictures = pictures
-        self.batch_size = batch_size
-        self.seed = seed
-        self.position = (0, 0)
-        self.start = 0
+        self._pictures = pictures
+        self._batch_size = batch_size
+        self._seed = seed
+        self.position: tuple[int, ...] = (0, 0)
 
     def __len__(self) -> int:
-        return math.ceil(self.pictures / self.batch_size)
+        return math.ceil(self._pictures / self._batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int | None]]]:
-        seed, (fit, epoch) = self.seed, self.position
-        order: Sequence[int] = range(self.pictures)
+        return self.batches(*self.position)
+
+    def batches(self, fit: int, epoch: int, start: int = 0) -> Iterator[list[tuple[int, int | None]]]:
+        """Go through the batches of an epoch from batch `start` on."""
+        seed = self._seed
+        order: Sequence[int] = range(self._pictures)
         if seed is not None:
             chance = generator(derive(ORDER, seed, fit, epoch))
-            order = torch.randperm(self.pictures, generator=chance).tolist()
-        for start in range(self.start * self.batch_size, self.pictures, self.batch_size):
-            batch = order[start : start + self.batch_size]
+            order = torch.randperm(self._pictures, generator=chance).tolist()
+        for place in range(start * self._batch_size, self._pictures, self._batch_size):
+            batch = order[place : place + self._batch_size]
             yield [(n, None if seed is None else derive(AUGMENTATION, seed, fit, epoch, n)) for n in batch]
 
 

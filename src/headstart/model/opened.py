@@ -312,12 +312,17 @@ def rehearse(opened: Opened, wish: Wish) -> None:
 
 def trial(network: nn.Module, size: tuple[int, int]) -> Any:
     """Give what a network says of one black picture, in evaluation, and leave all its modules in the mode they had."""
+    with torch.no_grad():
+        return answer_to_black(network, size)
+
+
+def answer_to_black(network: nn.Module, size: tuple[int, int]) -> Any:
+    """Do as `trial` does, with gradients where these are on."""
     modes = [(module, module.training) for module in network.modules()]
     place = next(network.parameters(), torch.zeros(0)).device
     network.eval()
     try:
-        with torch.no_grad():
-            return network(torch.zeros(1, 3, *size, device=place))
+        return network(torch.zeros(1, 3, *size, device=place))
     finally:
         for module, training in modes:
             module.training = training

@@ -10,7 +10,17 @@ from headstart.data.preprocessing import Preprocessing
 from headstart.errors import BackboneError, HeadstartError
 from headstart.model.head import Factory, Head, class_layers, demand_module, last_layer, width
 from headstart.model.names import imagenet_classes
-from headstart.model.opened import Opened, Wish, drop_auxiliary, finish_head, plan, rehearse, timm_head, trial
+from headstart.model.opened import (
+    Opened,
+    Wish,
+    answer_to_black,
+    drop_auxiliary,
+    finish_head,
+    plan,
+    rehearse,
+    timm_head,
+    trial,
+)
 from headstart.model.reuse import Source
 from headstart.model.weights import load_backbone
 
@@ -76,20 +86,14 @@ def _runs(network: nn.Module, size: tuple[int, int]) -> bool:
 
 def _wake(network: nn.Module, paths: tuple[str, ...], size: tuple[int, int]) -> None:
     """Begin a head's bias at one where at zero it would get no gradient, as in front of a ReLU in a `forward`."""
-    modes = [(module, module.training) for module in network.modules()]
     modules = [module for path in paths for module in network.get_submodule(path).modules()]
     layers = [module for module in modules if isinstance(module, nn.Linear | nn.Conv2d)]
     bias = layers[-1].bias if layers else None
     if bias is None:
         return
-    network.eval()
-    try:
-        with torch.enable_grad():
-            outputs = network(torch.zeros(1, 3, *size, device=bias.device))
-            (gradient,) = torch.autograd.grad(outputs[:, 0].sum(), bias, allow_unused=True)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with torch.enable_grad():
+        outputs = answer_to_black(network, size)
+        (gradient,) = torch.autograd.grad(outputs[:, 0].sum(), bias, allow_unused=True)
     if gradient is not None and not gradient.any():
         nn.init.ones_(bias)
 

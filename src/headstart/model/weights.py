@@ -38,6 +38,10 @@ _EARLIER_NAMES = (
 )
 
 
+class DamagedError(CheckpointError):
+    """A file is not whole, or not as it was written."""
+
+
 def timm_source(full: str, config: Any) -> dict[str, Any]:
     """Find out where the weights are before anything is built: in the cache, or behind a network that answers."""
     if config is None or not config.has_weights:
@@ -98,7 +102,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         CheckpointError: it cannot be read, holds no weights, or carries a digest that is not its content's.
     """
     try:
-        content: Any = _read_safetensors(path) if _is_safe(path) else torch.load(path, "cpu", weights_only=True)
+        safe = path.suffix == ".safetensors" or begins_as_safetensors(path)
+        content: Any = read_safetensors(path)[0] if safe else torch.load(path, "cpu", weights_only=True)
     except HeadstartError:
         raise
     except OSError as error:
@@ -124,25 +129,29 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _is_safe(path: Path) -> bool:
-    """Say whether a file is one of safetensors, by its name or, whatever it is called, by how it begins."""
+def begins_as_safetensors(path: Path) -> bool:
+    """Say whether a file begins as those of safetensors do: with the length of its header, which is JSON."""
     with path.open("rb") as file:
-        begins = file.read(9)[8:]  # behind its length stands a header of JSON
-    return path.suffix == ".safetensors" or begins == b"{"
+        return file.read(9)[8:] == b"{"
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a file of safetensors; one of headstart's must be as it was written."""
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file of safetensors, tensors and header; one of headstart's must be as it was written.
+
+    Raises:
+        DamagedError: its content is not what its digest says.
+        OSError, SafetensorError, ValueError: it cannot be read.
+    """
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
         header = file.metadata() or {}
     if DESCRIPTION in header and header.get("sha256") != digest_of(tensors, header[DESCRIPTION]):
-        raise CheckpointError(
+        raise DamagedError(
             f"{path}, whose content does not match its own digest",
             "a file as it was written",
             "It was damaged on the disk or on the way: take another copy.",
         )
-    return tensors
+    return tensors, header
 
 
 def digest_of(tensors: Mapping[str, Tensor], words: str) -> str:

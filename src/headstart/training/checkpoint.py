@@ -1,7 +1,8 @@
 """Files of weights: safetensors with a JSON description in the header, whole, checked, and free of code."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,10 @@ from torch import Tensor
 
 from headstart.errors import CheckpointError, listing
 from headstart.files import write_atomically
-from headstart.model.weights import DESCRIPTION, digest_of
+from headstart.model.weights import DESCRIPTION, DamagedError, begins_as_safetensors, digest_of, read_safetensors
 
 FORMAT = 1
 """Version of the description; a file with a higher one is refused."""
-
-
-class DamagedError(CheckpointError):
-    """A file is not whole, or not as it was written."""
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -75,21 +72,15 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         DamagedError: the file is missing, cut short or changed.
         CheckpointError: it is not headstart's, or of a later version.
     """
-    state, header = _read(path)
+    with _telling_damage(path):
+        state, header = read_safetensors(path)
     if DESCRIPTION not in header:
         raise CheckpointError(
             f"{path}, which headstart did not write",
             "a file that learner.save(path) or a ModelCheckpoint wrote",
             "Weights of a bare architecture go into Learner(name, data, pretrained=path).",
         )
-    words = header[DESCRIPTION]
-    if header.get("sha256") != digest_of(state, words):
-        raise DamagedError(
-            f"{path}, whose content does not match its own digest",
-            "a file as it was written",
-            "It was damaged on the disk or on the way: take another copy.",
-        )
-    description: dict[str, Any] = json.loads(words)
+    description: dict[str, Any] = json.loads(header[DESCRIPTION])
     if description["format"] > FORMAT:
         raise CheckpointError(
             f"{path} in format {description['format']}",
@@ -139,33 +130,33 @@ def digest_in(path: Path) -> str:
     Raises:
         DamagedError: it has none.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return str((file.metadata() or {})["sha256"])
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    header = _header(path)
+    if "sha256" not in header:
         raise DamagedError(
-            f"{path}: {error}", "a file that headstart wrote", "Take another copy of it, or remove it."
-        ) from error
+            f"{path} without a digest", "a file that headstart wrote", "Take another copy of it, or remove it."
+        )
+    return header["sha256"]
 
 
 def is_ours(path: Path) -> bool:
     """Say whether a file is one that `write_weights` wrote, whatever it is called.
 
     Raises:
-        CheckpointError: it begins as such files do, and is cut short or damaged.
+        DamagedError: it begins as such files do, and is cut short or damaged.
     """
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        begins = file.read(9)[8:]  # behind its length stands the header of a safetensors file, which is JSON
-    return begins == b"{" and DESCRIPTION in _read(path)[1]
+    return path.is_file() and begins_as_safetensors(path) and DESCRIPTION in _header(path)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _header(path: Path) -> dict[str, str]:
+    with _telling_damage(path), safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _telling_damage(path: Path) -> Iterator[None]:
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, UnicodeDecodeError) as error:
+        yield
+    except (OSError, SafetensorError, ValueError) as error:
         raise DamagedError(
             f"{path}: {error or type(error).__name__}",
             "a whole .safetensors file that learner.save(path) wrote",

@@ -61,7 +61,7 @@ def of_machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def demand_same(facts: Mapping[str, Any], held: Mapping[str, Any], path: Path) -> None:
+def demand_same_run(facts: Mapping[str, Any], held: Mapping[str, Any], path: Path) -> None:
     """Refuse to go on with a run that was asked for something else; only its epochs may have become more.
 
     Another machine, or other versions of the libraries, are told as a warning.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from headstart.errors import ConfigError
 from headstart.training import snapshot
 from headstart.training.callback import Callback, Order
-from headstart.training.fingerprint import demand_same
+from headstart.training.fingerprint import demand_same_run
 from headstart.training.loop import Loop
 from headstart.training.metrics import Logs
 from headstart.training.packing import pack
@@ -71,7 +71,7 @@ class Keeping(Callback):
         if held is not None and held.finished and self.facts["asked"]["epochs"] > held.facts["asked"]["epochs"]:
             held = self.folder.newest(finished=False) or held
         if held is not None:
-            demand_same(self.facts, held.facts, held.path)
+            demand_same_run(self.facts, held.facts, held.path)
         self._held = held
         return held is not None and held.finished
 

@@ -151,7 +151,7 @@ class Loop:
     def _train(self, batches: Batches) -> None:
         run = self.run
         run.backbone.train()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         if run.batches_done == 0:
             self.train_tally.reset()
         run.logs = self.train_tally.logs()
@@ -212,7 +212,7 @@ class Loop:
 
     def _step(self, group: list[int]) -> None:
         """Move the weights by the gradient of the mean over the group, and open the next group."""
-        run, optimizer = self.run, self._optimizer
+        run, optimizer = self.run, self.optimizer
         self.scaler.unscale_(optimizer)
         if len(group) > 1:
             self._divide_gradients(sum(group) / group[0])
@@ -227,7 +227,8 @@ class Loop:
     # Small questions, each asked in one place.
 
     @property
-    def _optimizer(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of a run that trains."""
         if self.run.optimizer is None:
             raise RuntimeError("A run that trains nothing has reached a step.")
         return self.run.optimizer
@@ -236,7 +237,7 @@ class Loop:
         return len(group) == self.run.accumulate or number + 1 == self.run.batches
 
     def _divide_gradients(self, count: float) -> None:
-        gradients = [p.grad for g in self._optimizer.param_groups for p in g["params"] if p.grad is not None]
+        gradients = [p.grad for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
         torch._foreach_div_(gradients, count)
 
     def _demand_length(self, came: int) -> None:

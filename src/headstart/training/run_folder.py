@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from headstart.errors import CheckpointError, listing
-from headstart.files import locked
-from headstart.training.checkpoint import DamagedError, read_weights, write_weights
+from headstart.files import files_in, locked
+from headstart.model.weights import DamagedError
+from headstart.training.checkpoint import read_weights, write_weights
 from headstart.training.packing import unpack
 
 _FINISHED = "finished.safetensors"
-_STATE = re.compile(r"state-(\d{6,})\.safetensors")
+_STATE = re.compile(r"state-\d{6,}\.safetensors")
+_KEPT_FILES = re.compile(rf"({_STATE.pattern})|{re.escape(_FINISHED)}")
 _UNFINISHED_WRITE = re.compile(r"\..+\.safetensors\.[0-9a-f]{8}")
 _KEPT = 2  # so that a damaged one costs a few minutes and not the run
 
@@ -120,25 +122,19 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove the states of an earlier run, and how it ended."""
-        for file in self._files():
-            if _STATE.fullmatch(file.name) or file.name == _FINISHED:
-                file.unlink()
+        for file in files_in(self.path, _KEPT_FILES):
+            file.unlink()
 
     def sweep(self) -> None:
         """Remove what writes left behind that were cut short."""
-        for file in self._files():
-            if _UNFINISHED_WRITE.fullmatch(file.name):
-                file.unlink()
+        for file in files_in(self.path, _UNFINISHED_WRITE):
+            file.unlink()
 
     def _write(self, name: str, words: Any, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         write_weights(self.path / name, tensors, {"state": words, "facts": facts})
 
-    def _files(self) -> list[Path]:
-        return [file for file in self.path.iterdir() if file.is_file()] if self.path.is_dir() else []
-
     def _numbers(self) -> list[int]:
-        matches = [_STATE.fullmatch(file.name) for file in self._files()]
-        return [int(match[1]) for match in matches if match]
+        return [int(file.stem.removeprefix("state-")) for file in files_in(self.path, _STATE)]
 
     def _file(self, number: int) -> Path:
         return self.path / f"state-{number:06d}.safetensors"

@@ -21,14 +21,12 @@ def take(loop: Loop) -> dict[str, Any]:
         loop: of a fit, between two steps.
     """
     run = loop.run
-    if run.optimizer is None:
-        raise RuntimeError("A run that trains nothing has no state.")
     return {
         "run": run.state_dict(),
         "history": run.history.state_dict(),
         "network": tensors_of(run.network),
         "frozen": run.backbone.frozen,
-        "optimizer": run.optimizer.state_dict(),
+        "optimizer": loop.optimizer.state_dict(),
         "scaler": loop.scaler.state_dict(),
         "tally": loop.train_tally.state_dict(),
     }
@@ -41,12 +39,10 @@ def put_back(loop: Loop, state: Mapping[str, Any]) -> None:
         CheckpointError: the network has other tensors; nothing has been changed.
     """
     run = loop.run
-    if run.optimizer is None:
-        raise RuntimeError("A run that trains nothing has no state.")
     put_tensors(run.network, state["network"])
     run.backbone.freeze_only(state["frozen"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    lay_as_parameters(run.optimizer)
+    loop.optimizer.load_state_dict(state["optimizer"])
+    lay_as_parameters(loop.optimizer)
     loop.scaler.load_state_dict(state["scaler"])
     loop.train_tally.load_state_dict(state["tally"])
     params = run.history.params
