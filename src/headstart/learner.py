@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, get_args
 
 import torch
 from PIL import Image
@@ -26,6 +26,7 @@ from headstart.training.history import History
 from headstart.training.metrics import make_metrics
 from headstart.training.optimizer import OptimizerFactory, demand_known
 from headstart.training.portable import describe, load_into, reopen
+from headstart.training.portions import OnOom
 from headstart.training.precision import PrecisionName, choose_device, choose_precision
 from headstart.training.session import FitPlan, Session, choose_loss
 
@@ -231,6 +232,7 @@ class Learner:
         accumulate: int = 1,
         clip_norm: float | None = None,
         resume: bool = False,
+        on_oom: OnOom = "auto",
         verbose: bool = True,
     ) -> History:
         """Train, as often as you like; the optimizer's state goes on from fit to fit.
@@ -246,6 +248,10 @@ class Learner:
             resume: whether to go on where an earlier process left this fit: the states are in the directory of the
                 ModelCheckpoint that is among the callbacks. Where there are none, the fit begins; where it has come to
                 its end, nothing is trained and its end is loaded. So a script that was cut short is run again.
+            on_oom: what to do with a batch that memory does not hold. `"auto"` takes it through the network in halves,
+                quarters, ... and still makes one step of it, with the same gradient; it prints so. Where BatchNorm
+                trains, that would change what it sees, so the batch is refused; `"split"` splits it all the same.
+                `"raise"` always refuses.
             verbose: whether a progress bar is shown (one line for each epoch where there is no terminal).
 
         Returns:
@@ -257,6 +263,7 @@ class Learner:
                 something else than batches.
             CheckpointError: a run to go on with was asked for something else (all differences are listed) or has no
                 state that is whole; or a file cannot be written.
+            torch.OutOfMemoryError: memory does not hold a batch, and it may not be split, or is one picture.
 
         Example:
             >>> history = learner.fit(2, lr=1e-3, verbose=False)
@@ -272,6 +279,7 @@ class Learner:
         demands.check("accumulate", accumulate, is_count(accumulate), "a whole number of batches, 1 or more")
         demands.check("clip_norm", clip_norm, clip_norm is None or _is_positive(clip_norm), "a norm above 0, or None")
         demands.check("resume", resume, isinstance(resume, bool), "True or False")
+        demands.check("on_oom", on_oom, on_oom in get_args(OnOom), "'auto', 'split' or 'raise'")
         demands.check("callbacks", callbacks, isinstance(callbacks, Iterable | Callback), "a list of callbacks")
         demands.settle()
         callbacks = _listed(callbacks)
@@ -280,7 +288,7 @@ class Learner:
         shown = any(isinstance(callback, ProgressBar) for callback in callbacks)
         watching = [ProgressBar()] if verbose and not shown else []
         rates = float(lr), float(head_lr_mult), _plain(layer_lr_decay)
-        plan = FitPlan(int(epochs), *rates, int(accumulate), _plain(clip_norm), resume)
+        plan = FitPlan(int(epochs), *rates, int(accumulate), _plain(clip_norm), resume, on_oom)
         return self._session.fit(plan, [*callbacks, *watching], self)
 
     @property

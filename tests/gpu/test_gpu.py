@@ -362,3 +362,37 @@ def test_a_fit_that_died_goes_on_alike(make, tmp_path):
         fit(tmp_path / "cut", die)
     whole, again = fit(tmp_path / "whole"), fit(tmp_path / "cut")
     assert all(torch.allclose(whole[name].float(), again[name].float(), atol=1e-4) for name in whole)
+
+
+def test_a_batch_that_does_not_fit_gives_the_gradients_of_the_whole():
+    """In memory that is really too small: twice what half of the batch took."""
+
+    def gradients(learner) -> dict[str, torch.Tensor]:
+        found = {}
+        keep = At(on_step_begin=lambda c: found.update({n: p.grad.cpu() for n, p in c.run.network.named_parameters()}))
+        learner.fit(1, 0.1, callbacks=[keep], verbose=False)
+        return found
+
+    def wide() -> torch.nn.Module:
+        layers = [torch.nn.Conv2d(3, 64, 3, padding=1), torch.nn.GELU(), torch.nn.Conv2d(64, 64, 3, padding=1)]
+        torch.manual_seed(0)
+        return torch.nn.Sequential(*layers, torch.nn.GELU(), torch.nn.Flatten(), torch.nn.Linear(64 * 64 * 64, 3))
+
+    options = {"device": "cuda", "precision": "fp32"}
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    expected = gradients(made_learner(pairs(64, side=64), network=wide(), **options))
+    peak = torch.cuda.max_memory_reserved()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(0.7 * peak / total)
+    try:
+        sizes = []
+        network = wide()
+        network.register_forward_pre_hook(lambda module, images: sizes.append(len(images[0])))
+        found = gradients(made_learner(pairs(64, side=64), network=network, **options))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert min(sizes) < 64
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-3, atol=1e-5), name

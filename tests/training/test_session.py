@@ -288,6 +288,7 @@ def test_a_plan_has_plain_defaults():
         "accumulate": 1,
         "clip_norm": None,
         "resume": False,
+        "on_oom": "auto",
     }
 
 

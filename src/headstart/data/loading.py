@@ -216,6 +216,20 @@ def loader_length(loader: object, name: str) -> int:
     return length
 
 
+def demand_length(came: int, said: int, *, is_cut: bool) -> None:
+    """Make sure that a train loader has yielded as many batches as its length says, or fewer where it was cut short.
+
+    Raises:
+        DataError: it has not.
+    """
+    if came > said or (came < said and not is_cut):
+        raise DataError(
+            f"a train loader whose len() is {said} and that yielded {'more' if came > said else came}",
+            "a loader that yields as many batches as its len() says",
+            "Correct the loader's length: schedules and the last step of an epoch count on it.",
+        )
+
+
 def check_batch(batch: object, classes: int, where: str) -> Pair:
     """Make sure that what a loader yielded can be trained on.
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from headstart.drawing import table
 from headstart.errors import ConfigError, listing
@@ -79,7 +80,9 @@ class Backbone:
         self.stages: list[Stage] = find_stages(self.network, self.head)
         self.lr_scales: list[float] = [1.0] * (len(self.stages) + 1)
         self._norms = [module for module in self.network.modules() if getattr(module, "running_mean", None) is not None]
+        self._mixers = [module for module in self.network.modules() if _is_of_batches(module)]
         self._resting: list[nn.Module] = []
+        self.moving: list[Tensor] = []
         self._versions: list[int] = []
         self.refresh()
 
@@ -109,6 +112,11 @@ class Backbone:
     def statistics(self) -> list[Tensor]:
         """The running statistics of all norms, with their counters, as they are."""
         return [buffer for norm in self._norms for buffer in norm.buffers(recurse=False)]
+
+    @property
+    def mixes_pictures(self) -> bool:
+        """Whether what the network says of a picture depends on the others of its batch, as with norms in training."""
+        return any(norm.training or norm.running_var is None for norm in self._mixers)
 
     @property
     def frozen(self) -> list[str]:
@@ -142,8 +150,10 @@ class Backbone:
             part[:] = [parameter for parameter in part if id(parameter) in there]
 
     def refresh(self) -> None:
-        """Note which modules rest; called when parameters were frozen or unfrozen."""
+        """Note which modules rest, and which buffers may move; called when parameters were frozen or unfrozen."""
         self._resting = [module for stage in self.stages if not stage.trainable for module in stage.quiet]
+        at_work = set(self.network.modules()).difference(self._resting)
+        self.moving = [buffer for module in at_work for buffer in module.buffers(recurse=False)]
 
     def train(self) -> None:
         """Put the network into training mode, all but what rests."""
@@ -199,3 +209,8 @@ class Backbone:
             Layer(name, sum(p.numel() for p in parameters), any(p.requires_grad for p in parameters), scale)
             for (name, parameters), scale in zip(rows, self.lr_scales, strict=True)
         )
+
+
+def _is_of_batches(module: nn.Module) -> bool:
+    """Say whether a module normalises by what a batch has in common, as BatchNorm does in training."""
+    return isinstance(module, _BatchNorm) or hasattr(module, "running_var")

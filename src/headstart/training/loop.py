@@ -36,11 +36,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from headstart.data.loading import Batches, Pair
-from headstart.errors import DataError
+from headstart.data.loading import Batches, Pair, demand_length
 from headstart.training.batch import Batch, answer, demand_mean
 from headstart.training.callback import Hooks
 from headstart.training.metrics import Logs, Tally
+from headstart.training.portions import Portions
 from headstart.training.precision import Precision
 from headstart.training.run import Run, StopTraining, Terminated
 from headstart.training.signals import heeding
@@ -60,6 +60,7 @@ class Loop:
         prepare: from what a loader yields to a batch on the device.
         classes: how many logits the network gives for a picture.
         precision: the arithmetic of the forward pass.
+        portions: takes batches through the network, in portions where memory does not hold them.
         seed: makes chance depend on the epoch and the batch alone.
         train_tally: sums over the train part.
         val_tally: sums over the val part.
@@ -71,6 +72,7 @@ class Loop:
     prepare: Callable[[Pair], Batch]
     classes: int
     precision: Precision
+    portions: Portions
     seed: Callable[[int, int], None]
     train_tally: Tally
     val_tally: Tally
@@ -118,15 +120,14 @@ class Loop:
 
     def predict(self, batches: Iterable[Pair]) -> Tensor:
         """Give the probabilities of all pictures, float32 `[pictures, classes]`, on the CPU."""
-        run = self.run
-        found = []
+        run, found = self.run, []
         with run.backbone.evaluating():
             self.hooks.call("on_predict_begin", run.logs)
             for number, pair in enumerate(batches):
                 self.hooks.call("on_predict_batch_begin", number, run.logs)
                 run.batch = self.prepare(pair)
-                with torch.no_grad(), self.precision.autocast():
-                    run.outputs = answer(run.network, run.batch.images, self.classes)
+                with torch.no_grad():
+                    run.outputs = self.portions.outputs(self._answer, run.batch.images)
                 found.append(run.outputs.float().softmax(1))
                 self.hooks.call("on_predict_batch_end", number, run.logs)
             self.hooks.call("on_predict_end", run.logs)
@@ -169,7 +170,7 @@ class Loop:
             self._batch(number, pair, group)
             if run.stop_reason is not None:
                 break
-        self._demand_length(came)
+        demand_length(came, run.batches, is_cut=run.stop_reason is not None)
         if group:
             self._step(group)
             run.reach_border()
@@ -197,18 +198,26 @@ class Loop:
 
     def _forward(self) -> None:
         run = self.run
-        # One picture alone has no statistics of its own: normalising it by them would leave nothing, or fail.
-        alone = len(run.batch) == 1
-        with run.backbone.norms_resting() if alone else nullcontext(), self.precision.autocast():
-            run.outputs = answer(run.network, run.batch.images, self.classes)
+        run.outputs = self.portions.outputs(self._answer, run.batch.images)
+        with self.precision.autocast():
             run.loss = demand_mean(self.loss(run.outputs, run.batch.targets))
+
+    def _answer(self, images: Tensor) -> Tensor:
+        # One picture alone has no statistics of its own: normalising it by them would leave nothing, or fail.
+        resting = self.run.backbone.norms_resting() if images.shape[0] == 1 else nullcontext()
+        with resting, self.precision.autocast():
+            return answer(self.run.network, images, self.classes)
 
     def _backward(self, group: list[int]) -> None:
         """Add the gradients of this batch, weighed by its pictures against those of the group's first batch."""
         run = self.run
         group.append(len(run.batch))
-        loss = run.loss if group[-1] == group[0] else run.loss * (group[-1] / group[0])
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        weight = group[-1] / group[0]
+        with self.portions.adding(group[-1], to_none=len(group) == 1):
+            self.scaler.scale(run.loss if weight == 1 else run.loss * weight).backward()  # type: ignore[no-untyped-call]
+        for images, gradient, lacking in self.portions.left():
+            with self.portions.adding(images.shape[0]):
+                torch.autograd.backward(self._answer(images), gradient, inputs=lacking)
 
     def _step(self, group: list[int]) -> None:
         """Move the weights by the gradient of the mean over the group, and open the next group."""
@@ -239,12 +248,3 @@ class Loop:
     def _divide_gradients(self, count: float) -> None:
         gradients = [p.grad for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
         torch._foreach_div_(gradients, count)
-
-    def _demand_length(self, came: int) -> None:
-        said = self.run.batches
-        if came > said or (came < said and self.run.stop_reason is None):
-            raise DataError(
-                f"a train loader whose len() is {said} and that yielded {'more' if came > said else came}",
-                "a loader that yields as many batches as its len() says",
-                "Correct the loader's length: schedules and the last step of an epoch count on it.",
-            )

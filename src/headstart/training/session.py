@@ -37,6 +37,7 @@ from headstart.training.optimizer import (
     lr_scales,
     make_optimizer,
 )
+from headstart.training.portions import OnOom, Portions
 from headstart.training.precision import Precision
 from headstart.training.run import LearnerLike, Run
 from headstart.training.signals import listening
@@ -56,6 +57,7 @@ class FitPlan:
     accumulate: int = 1
     clip_norm: float | None = None
     resume: bool = False
+    on_oom: OnOom = "auto"
 
 
 @dataclass
@@ -114,7 +116,7 @@ class Session:
                 if not is_over:
                     self.data.check(*(name for name in ("train", "val") if getattr(self.data, name) is not None))
                 own = self._own_callbacks(plan)
-                loop = self._loop(run, [*own, *callbacks, *([keeping] if keeping else [])], learner)
+                loop = self._loop(run, [*own, *callbacks, *([keeping] if keeping else [])], learner, plan.on_oom)
                 if keeping is not None:
                     keeping.begin(loop)
             except BaseException:
@@ -211,7 +213,7 @@ class Session:
         optimizer = make_optimizer(self.optimizer_choice, self.backbone, plan.lr, self.weight_decay, self.device)
         carry_over(self.optimizer, optimizer)
         own = isinstance(self.data.train, OwnLoader)
-        asked = {name: value for name, value in vars(plan).items() if name != "resume"}
+        asked = {name: value for name, value in vars(plan).items() if name not in ("resume", "on_oom")}
         params = {**asked, "steps": batches, "batch_size": None if own else self.data.batch_size}
         return Run(
             self.backbone,
@@ -236,13 +238,16 @@ class Session:
             **added_keys(callbacks),
         }
 
-    def _loop(self, run: Run, callbacks: Sequence[Callback], learner: LearnerLike) -> Loop:
+    def _loop(self, run: Run, callbacks: Sequence[Callback], learner: LearnerLike, on_oom: OnOom = "auto") -> Loop:
         @functools.cache
         def epoch_seed(epoch: int) -> int:
             return derive(STEP, self.seed, run.fit, epoch)
 
         def seed(epoch: int, batch: int) -> None:
             seed_step(derive(epoch_seed(epoch), batch), self.device)
+
+        def reseed() -> None:
+            seed(run.epoch, -1 - run.batches_done)  # not as the batch was seeded: MixUp may have drawn from that
 
         return Loop(
             run,
@@ -251,6 +256,7 @@ class Session:
             self._prepare,
             len(self.data.classes),
             self.precision,
+            Portions(run, on_oom, reseed),
             seed,
             Tally(self.metrics, self.device),
             Tally(self.metrics, self.device),

@@ -28,6 +28,7 @@ def take(loop: Loop) -> dict[str, Any]:
         "frozen": run.backbone.frozen,
         "optimizer": loop.optimizer.state_dict(),
         "scaler": loop.scaler.state_dict(),
+        "portions": loop.portions.state_dict(),
         "tally": loop.train_tally.state_dict(),
     }
 
@@ -44,6 +45,7 @@ def put_back(loop: Loop, state: Mapping[str, Any]) -> None:
     loop.optimizer.load_state_dict(state["optimizer"])
     lay_as_parameters(loop.optimizer)
     loop.scaler.load_state_dict(state["scaler"])
+    loop.portions.load_state_dict(state["portions"])
     loop.train_tally.load_state_dict(state["tally"])
     params = run.history.params
     run.history.load_state_dict(state["history"])

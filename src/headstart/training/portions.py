@@ -1,0 +1,221 @@
+"""How many pictures go through the network at once: a whole batch, or fewer where memory does not hold it.
+
+A batch that does not fit is halved until its portions do. For everybody else it stays one batch: one loss, each hook
+once, one step, the same gradient. The outputs of all portions are found first, without what a backward pass needs;
+the loss is that of the whole batch; then each portion goes through the network again and takes its share of the loss's
+gradient backward (Gao, Zhang, Han and Callan, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
+Setup", 2021). So the loss may be any, also one that is no mean over pictures. The price is a second forward pass.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from headstart.errors import HeadstartError
+from headstart.training.run import Run
+
+OnOom = Literal["auto", "split", "raise"]
+
+_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+"""How those parts of torch put it that do not raise the class which is meant for it."""
+
+
+class OutOfMemory(HeadstartError, torch.OutOfMemoryError):  # noqa: N818 - torch's name is taken, and it is one of those
+    """Memory does not hold a batch, and the batch may not be split, or not further."""
+
+
+class Portions:
+    """Take batches through a network, in portions once memory has run out.
+
+    Args:
+        run: whose network it is.
+        on_oom: `"auto"` splits where that changes nothing but time: not where norms look at the batch as a whole;
+            `"split"` splits always, `"raise"` never.
+        reseed: seeds what the network draws from in training, for the batch in progress.
+    """
+
+    def __init__(self, run: Run, on_oom: OnOom, reseed: Callable[[], None]) -> None:
+        self._run = run
+        self._on_oom = on_oom
+        self._reseed = reseed
+        self._most: dict[bool, int] = {}  # pictures at once in training (True) and in evaluation, where it is known
+        self._is_split = self._ran_out = False
+        self._held: list[tuple[nn.Parameter, Tensor | None, int]] | None = None
+
+    def state_dict(self) -> dict[str, int | None]:
+        """Give how many pictures go through at once in training, if memory has ever run out."""
+        return {"most": self._most.get(True)}
+
+    def load_state_dict(self, state: Mapping[str, int | None]) -> None:
+        """Let as many go through at once as where `state_dict` was."""
+        if state["most"] is not None:
+            self._most[True] = state["most"]
+
+    def outputs(self, ask: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Give what the network says of a batch; where gradients are wanted, one that they can be had for.
+
+        Raises:
+            OutOfMemory: memory does not hold it, and it may not be split, or not further.
+        """
+        trains = torch.is_grad_enabled()
+        buffers = self._copied_buffers() if trains else []
+        while True:
+            portions = self._cut(images)
+            self._is_split = len(portions) > 1
+            with self._trying(portions[0].shape[0]):
+                if not self._is_split:
+                    outputs = ask(images)
+                    if outputs.requires_grad:
+                        outputs.retain_grad()  # to go on from there if memory runs out in the backward pass
+                    return outputs
+                if trains:
+                    self._reseed()
+                with torch.no_grad():
+                    outputs = torch.cat([ask(portion) for portion in portions])
+                return outputs.requires_grad_(trains)
+            _put_back(buffers)
+
+    @contextmanager
+    def adding(self, pictures: int, *, to_none: bool = False) -> Iterator[None]:
+        """Let gradients of so many pictures be added inside; if memory runs out, it is noted for `left`.
+
+        Args:
+            pictures: how many.
+            to_none: whether there are no gradients yet.
+
+        Raises:
+            OutOfMemory: memory has run out, and the batch may not be split, or not further.
+        """
+        noted = self._may_split and not to_none
+        self._held = [(p, p.grad, _version(p.grad)) for p in self._trained()] if noted else None
+        with self._trying(pictures):
+            yield
+
+    def left(self) -> Iterator[tuple[Tensor, Tensor, list[nn.Parameter]]]:
+        """Give what has not gone backward yet: pictures, the loss's gradient at their outputs, and its destinations.
+
+        Each is to go inside `adding`; what memory does not hold there comes again in halves.
+        """
+        run = self._run
+        if not (self._is_split or self._ran_out):
+            return
+        gradient = self._gradient_at_outputs()
+        lacking = self._untouched() if self._ran_out else self._trained()
+        run.outputs, run.loss = run.outputs.detach(), run.loss.detach()  # with all that they kept in memory
+        buffers = self._copied_buffers()
+        self._reseed()
+        pieces = zip(self._cut(run.batch.images), self._cut(gradient), strict=True)
+        waiting = [(images, share, lacking) for images, share in pieces][::-1]
+        while waiting:
+            images, share, lacking = waiting.pop()
+            if lacking:
+                yield images, share, lacking
+                if self._ran_out:
+                    untouched = {id(parameter) for parameter in self._untouched()}
+                    lacking = [parameter for parameter in lacking if id(parameter) in untouched]
+                    halves = zip(images.tensor_split(2), share.tensor_split(2), strict=True)
+                    waiting += [(images, share, lacking) for images, share in halves][::-1]
+        _put_back(buffers)
+
+    @contextmanager
+    def _trying(self, pictures: int) -> Iterator[None]:
+        """Note that memory runs out inside, and let half as many pictures go through at once from then on."""
+        self._ran_out = False
+        try:
+            yield
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            self._demand_way_out(pictures, error)
+            self._ran_out = True
+        if self._ran_out:  # the error is gone by now, and with it all that its frames kept in memory
+            most = self._most[torch.is_grad_enabled()] = -(-pictures // 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            cost = ", which costs a second forward pass" if torch.is_grad_enabled() else ""
+            print(f"out of memory with {pictures} pictures: batches go through the network {most} at a time{cost}")  # noqa: T201
+
+    @property
+    def _may_split(self) -> bool:
+        return self._on_oom == "split" or (self._on_oom == "auto" and not self._run.backbone.mixes_pictures)
+
+    def _demand_way_out(self, pictures: int, error: RuntimeError) -> None:
+        """Raise unless the batch may be split further."""
+        if self._may_split and pictures > 1:
+            return
+        smaller = f"batch_size={-(-pictures // 2)} with accumulate=2 takes half the memory for the same step."
+        if pictures == 1:
+            todo = "Take a smaller image_size or network, precision='bf16', or freeze more: unfreeze(from_layer)."
+        elif self._on_oom == "raise":
+            todo = f"{smaller} on_oom='auto' splits batches that do not fit."
+        else:
+            todo = (
+                f"{smaller} on_oom='split' splits the batch, although its BatchNorm will see other pictures together; "
+                "frozen norms do not mind: freeze(), or unfreeze(from_layer)."
+            )
+        first = str(error).splitlines()[0]
+        count = "1 picture" if pictures == 1 else f"{pictures} pictures"
+        needed = "a step that takes less memory" if pictures == 1 else "fewer pictures at once"
+        raise OutOfMemory(f"out of memory with {count} ({first})", needed, todo) from error
+
+    def _gradient_at_outputs(self) -> Tensor:
+        """Give the loss's gradient at the outputs, if that is all of it."""
+        run = self._run
+        if run.outputs.grad is None or (self._ran_out and _leads_around(run.loss, run.outputs)):
+            raise OutOfMemory(
+                f"out of memory in the backward pass of {len(run.batch)} pictures, with a loss that a callback made",
+                "a loss of run.outputs alone: it is made only once, and the network is asked again in portions",
+                f"Take batch_size={-(-len(run.batch) // 2)} with accumulate=2.",
+            )
+        return run.outputs.grad
+
+    def _trained(self) -> list[nn.Parameter]:
+        groups = self._run.optimizer.param_groups if self._run.optimizer is not None else []
+        return [parameter for group in groups for parameter in group["params"] if parameter.requires_grad]
+
+    def _untouched(self) -> list[nn.Parameter]:
+        """Give the parameters whose gradients are as they were when `adding` began."""
+        if self._held is None:
+            return [p for p in self._trained() if p.grad is None]
+        return [p for p, held, version in self._held if p.grad is held and _version(held) == version]
+
+    def _cut(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Cut a batch into as few portions as fit, all of one size or one less."""
+        most = self._most.get(torch.is_grad_enabled(), tensor.shape[0])
+        return tensor.tensor_split(-(-tensor.shape[0] // most))
+
+    def _copied_buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """Give what a forward pass in training changes, each with a copy."""
+        return [(buffer, buffer.clone()) for buffer in self._run.backbone.moving] if self._may_split else []
+
+
+def _put_back(buffers: list[tuple[Tensor, Tensor]]) -> None:
+    for buffer, copy in buffers:
+        buffer.copy_(copy)
+
+
+def _version(tensor: Tensor | None) -> int:
+    """Give how often a tensor has been written to."""
+    return -1 if tensor is None else tensor._version  # noqa: SLF001 - what autograd itself counts
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _WORDS)
+
+
+def _leads_around(loss: Tensor, outputs: Tensor) -> bool:
+    """Say whether a loss depends on a parameter in another way than through the outputs."""
+    seen = {outputs.grad_fn}
+    waiting = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # where a gradient arrives
+            return True
+        waiting += [following for following, _ in node.next_functions]
+    return False
