@@ -16,15 +16,8 @@ from headstart.data.augment import Augment, Pipeline, View, eval_view, least_sid
 from headstart.data.classes import ClassNames, class_names, common_classes
 from headstart.data.decode import demand_readable
 from headstart.data.folders import scan_known_classes, scan_parts, tell_passed_over
-from headstart.data.loading import (
-    Batches,
-    LoaderBatches,
-    SourceBatches,
-    Views,
-    collate,
-    loader_length,
-    worker_count,
-)
+from headstart.data.loading import Batches, SourceBatches, Views, collate, worker_count
+from headstart.data.own_loader import LoaderBatches, loader_length
 from headstart.data.preprocessing import Preprocessing
 from headstart.data.settings import Workers, demand, settings
 from headstart.data.sources import DatasetSource, FolderSource, Source

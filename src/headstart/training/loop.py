@@ -31,12 +31,13 @@ optimizer, and nothing in it waits for the device while training.
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from headstart.data.loading import Batches, Pair, demand_length
+from headstart.data.loading import Batches, Pair
+from headstart.data.own_loader import demand_length
 from headstart.training.batch import Batch, answer, demand_mean
 from headstart.training.callback import Hooks
 from headstart.training.metrics import Logs, Tally
@@ -60,6 +61,7 @@ class Loop:
         prepare: from what a loader yields to a batch on the device.
         classes: how many logits the network gives for a picture.
         precision: the arithmetic of the forward pass.
+        scaler: keeps the gradients of fp16 from vanishing.
         portions: takes batches through the network, in portions where memory does not hold them.
         seed: makes chance depend on the epoch and the batch alone.
         train_tally: sums over the train part.
@@ -72,14 +74,11 @@ class Loop:
     prepare: Callable[[Pair], Batch]
     classes: int
     precision: Precision
+    scaler: torch.amp.GradScaler
     portions: Portions
     seed: Callable[[int, int], None]
     train_tally: Tally
     val_tally: Tally
-    scaler: torch.amp.GradScaler = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scaler", self.precision.scaler())
 
     # Three ways in.
 

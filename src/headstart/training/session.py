@@ -256,6 +256,7 @@ class Session:
             self._prepare,
             len(self.data.classes),
             self.precision,
+            self.precision.scaler(),
             Portions(run, on_oom, reseed),
             seed,
             Tally(self.metrics, self.device),
