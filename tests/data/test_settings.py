@@ -15,6 +15,7 @@ RIGHT: dict[str, Any] = {
     "augment": "light",
     "eval_transform": None,
     "workers": "auto",
+    "on_error": "skip",
 }
 
 

@@ -59,7 +59,7 @@ def test_the_picture_at_which_a_process_was_is_named(pictures, monkeypatch, deed
     began = time.monotonic()
 
     def go() -> None:
-        with loading.naming_lost_pictures(batches):
+        with loading.accounting(batches):
             list(batches.epoch(0, 0))
 
     error = refusal(DataError, go)

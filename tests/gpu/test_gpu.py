@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.data import TensorDataset
 
 from headstart import EarlyStopping, ImageData, Learner, LRSchedule, ModelCheckpoint, TerminateOnNaN, cosine
-from headstart.training.precision import Precision
+from headstart.training.precision import Precision, Scaler
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device, and this machine has none", allow_module_level=True)
@@ -95,7 +95,7 @@ def test_an_overflow_in_fp16_halves_the_scale_skips_the_step_and_training_goes_o
 
     def scaler(precision):
         """Begin lower than usual, so that nothing overflows by itself."""
-        scalers.append(torch.amp.GradScaler(precision.device_type, init_scale=256.0, enabled=precision.name == "fp16"))
+        scalers.append(Scaler(precision.device_type, init_scale=256.0, enabled=precision.name == "fp16"))
         return scalers[-1]
 
     monkeypatch.setattr(Precision, "scaler", scaler)

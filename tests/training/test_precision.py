@@ -4,9 +4,9 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from handmade import CPU, made_learner, same, weights
+from handmade import CPU, At, made_learner, pairs, same, weights
 
-from headstart import ConfigError
+from headstart import ConfigError, ModelCheckpoint, TerminateOnNaN
 from headstart.training.precision import Precision, choose_device, choose_precision
 
 CUDA = torch.device("cuda")
@@ -109,3 +109,50 @@ def test_a_fit_in_bf16_learns_nearly_what_one_in_fp32_does_and_keeps_weights_and
     assert not same(weights(full), weights(mixed))
     assert all(tensor.dtype == torch.float32 for tensor in weights(mixed).values())
     assert mixed.predict(torch.zeros(2, 3, 6, 6)).probabilities.dtype == torch.float32
+
+
+@pytest.fixture
+def half_learner():
+    """Give a Learner that scales its loss as on a GPU without bf16; a gradient of step `bad` is too large."""
+
+    def make(bad=(), train=None):
+        learner = made_learner(pairs(4, 4, 4, 4) if train is None else train, optimizer="sgd")
+        learner._session.precision = Precision("fp16", "cpu")
+        steps = iter(range(10**6))
+        spoil = learner.model[1].weight.register_hook
+        spoil(lambda gradient: gradient * (torch.inf if next(steps) in bad else 1))
+        return learner
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        ((), ""),
+        ((2,), "1 of 8 steps was passed over: gradients too large for fp16"),
+        ((2, 3, 7), "3 of 8 steps were passed over: gradients too large for fp16"),
+    ],
+)
+def test_steps_that_overflow_in_fp16_are_passed_over_and_counted(half_learner, capsys, bad, told):
+    learner = half_learner(bad)
+    capsys.readouterr()
+    learner.fit(2, 0.01, callbacks=[TerminateOnNaN()], verbose=False)
+    assert capsys.readouterr().out.strip() == told
+    assert len(learner.history) == 2
+    assert all(value.isfinite().all() for value in weights(learner).values())
+
+
+def test_the_count_of_such_steps_comes_back_with_the_state_of_a_run(half_learner, tmp_path, capsys):
+    saving = {"callbacks": [ModelCheckpoint(tmp_path)], "resume": True, "verbose": False}
+
+    def cut(callback, epoch, logs):
+        if epoch == 1 and not callback.run.resumed:
+            raise ZeroDivisionError
+
+    dying = At(on_epoch_end=cut)
+    with pytest.raises(ZeroDivisionError):
+        half_learner((1,)).fit(2, 0.01, **{**saving, "callbacks": [ModelCheckpoint(tmp_path), dying]})
+    capsys.readouterr()
+    half_learner((0,)).fit(2, 0.01, **{**saving, "callbacks": [ModelCheckpoint(tmp_path), At(on_epoch_end=cut)]})
+    assert "2 of 8 steps were passed over" in capsys.readouterr().out

@@ -134,7 +134,7 @@ class TerminateOnNaN(Callback):
 
     On a GPU nothing waits: a fused optimizer passes over the step there, and what happened is read one step later.
     With fp16 a gradient that is too large is no reason to stop, since the scaled loss makes some of them so: those
-    steps are passed over anyway, and counted.
+    steps are passed over in any fit, and counted.
 
     Example:
         >>> callbacks = [TerminateOnNaN()]
@@ -143,7 +143,6 @@ class TerminateOnNaN(Callback):
     order: ClassVar[Order] = Order.WATCH
 
     def __init__(self) -> None:
-        self.skipped = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -154,7 +153,6 @@ class TerminateOnNaN(Callback):
 
     def on_train_begin(self, logs: Logs) -> None:
         """Forget an earlier fit."""
-        self.skipped = 0
         self._begin()
 
     def on_batch_ready(self) -> None:
@@ -201,10 +199,7 @@ class TerminateOnNaN(Callback):
         self._read(self._waiting)
 
     def on_train_end(self, logs: Logs) -> None:
-        """Tell how many steps were passed over with fp16."""
-        if self.skipped:
-            steps = "1 step was" if self.skipped == 1 else f"{self.skipped} steps were"
-            self.run.remarks.append(f"{steps} passed over: gradients too large for fp16")
+        """Let go of what has been kept."""
         self._begin()
 
     def _read(self, steps: list[_Step]) -> None:
@@ -212,9 +207,8 @@ class TerminateOnNaN(Callback):
         for step in list(steps):
             self._waiting.remove(step)
             scaled = self.run.outputs.dtype == torch.float16
-            if step.loss and scaled and not step.gradients:
-                self.skipped += 1
-            elif not (step.loss and step.gradients):
+            is_overflow = step.loss and scaled
+            if not (step.loss and step.gradients) and not is_overflow:
                 for buffer, before in zip(self.run.backbone.statistics, step.statistics, strict=True):
                     buffer.copy_(before)
                 self.run.stop(self._reason(step))
@@ -234,10 +228,6 @@ class TerminateOnNaN(Callback):
         return f"{what} of epoch {self.run.epoch + 1}, {batches}, is not finite{told}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the number of steps that were passed over; what has not been read yet is read first."""
+        """Give nothing: what has not been read yet is read first, and put right if it has to be."""
         self._read(self._waiting)
-        return {"skipped": self.skipped}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the number up again."""
-        self.skipped = state["skipped"]
+        return {}

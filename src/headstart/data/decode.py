@@ -28,6 +28,10 @@ _TIFF_PIECES = ((273, 279), (324, 325))
 _PATHS_PER_TASK = 64
 
 
+class UnreadableError(DataError):
+    """A picture cannot be had: it is missing, broken, or none."""
+
+
 def open_picture(path: Path, least_side: int | None = None) -> Image.Image:
     """Decode a file to an upright RGB picture.
 
@@ -40,7 +44,7 @@ def open_picture(path: Path, least_side: int | None = None) -> Image.Image:
             as its shorter side keeps this many pixels. None decodes every pixel.
 
     Raises:
-        DataError: the file is missing, broken, no picture, or so large that it may be a decompression bomb.
+        UnreadableError: the file is missing, broken, no picture, or so large that it may be a decompression bomb.
             Replace or delete it.
 
     Example:
@@ -66,7 +70,8 @@ def to_rgb(picture: Image.Image, name: str = "a picture") -> Image.Image:
         name: what an error calls it.
 
     Raises:
-        DataError: the pixels cannot be had (Pillow reads a file only when they are asked for). Replace the picture.
+        UnreadableError: the pixels cannot be had (Pillow reads a file only when they are asked for). Replace the
+            picture.
 
     Example:
         >>> to_rgb(Image.new("I;16", (1, 1), 0x7FFF)).getpixel((0, 0))
@@ -115,32 +120,47 @@ def unreadable(paths: Sequence[Path]) -> list[tuple[Path, str]]:
         return [(path, reason) for answer in answers for path, reason in answer if reason]
 
 
-def demand_readable(paths: Sequence[Path]) -> None:
+def demand_readable(paths: Sequence[Path], share: float = 0.0) -> None:
     """Raise one error that names every file that `unreadable` finds, or return when there is none.
 
+    Args:
+        paths: files that should be pictures.
+        share: how many of them may be unreadable, in [0, 1].
+
     Raises:
-        DataError: some files are missing or no whole pictures. Check their paths, replace or delete them.
+        DataError: more files are missing or no whole pictures. Check their paths, replace or delete them.
     """
-    if found := unreadable(paths):
+    if len(found := unreadable(paths)) > share * len(paths):
         named = listing((f"{str(path)!r} ({reason})" for path, reason in found), most=20)
         bad = [path for path, _ in found if path.exists()]
         copies = "Replace these files by good copies; or delete them, and make the ImageData anew."
         if bad and len(bad) < len(found):
             copies = "Check the paths of the missing files; replace the others by good copies."
+        needed = "whole picture files, of a format that Pillow knows and of a sane size"
         raise DataError(
             f"{len(found)} of {len(paths)} pictures cannot be read: {named}",
-            "whole picture files, of a format that Pillow knows and of a sane size",
+            f"{needed}; {at_most(share)}" if share else needed,
             copies if bad else "Check the path.",
         )
 
 
+def at_most(share: float) -> str:
+    """Say how many unreadable pictures are passed over where that was asked for.
+
+    Example:
+        >>> at_most(0.2)
+        "on_error='skip' passes over 20% at the most"
+    """
+    return f"on_error='skip' passes over {share:.0%} at the most"
+
+
 @contextlib.contextmanager
 def _failure_named(name: str) -> Iterator[None]:
-    """Turn whatever Pillow raises into a DataError about `name`."""
+    """Turn whatever Pillow raises into an UnreadableError about `name`."""
     try:
         yield
     except Exception as error:  # its parsers let through whatever they stumble over: struct.error, IndexError, ...
-        raise DataError(
+        raise UnreadableError(
             f"{name} cannot be read: {_reason(error)}",
             "a whole picture, of a format that Pillow knows and of a sane size",
             "Look at it in a picture viewer; replace it by a good copy or delete it.",

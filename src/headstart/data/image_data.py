@@ -16,10 +16,10 @@ from headstart.data.augment import Augment, Pipeline, View, eval_view, least_sid
 from headstart.data.classes import ClassNames, class_names, common_classes
 from headstart.data.decode import demand_readable
 from headstart.data.folders import scan_known_classes, scan_parts, tell_passed_over
-from headstart.data.loading import Batches, SourceBatches, Views, collate, worker_count
+from headstart.data.loading import Batches, SourceBatches, gather, worker_count
 from headstart.data.own_loader import LoaderBatches, loader_length
 from headstart.data.preprocessing import Preprocessing
-from headstart.data.settings import Workers, demand, settings
+from headstart.data.settings import MOST_SKIPPED, OnError, Workers, demand, settings
 from headstart.data.sources import DatasetSource, FolderSource, Source
 from headstart.data.splits import stratified
 from headstart.data.unlabelled import PictureList
@@ -68,6 +68,7 @@ class ImageData:
     augment: Augment = "default"
     eval_transform: Pipeline | None = None
     workers: Workers = "auto"
+    on_error: OnError = "raise"
     preprocessing: Preprocessing | None = None
     _preprocessing_stays: bool = False
     _checked: set[str] = field(default_factory=set)
@@ -84,6 +85,7 @@ class ImageData:
         augment: Augment = "default",
         eval_transform: Pipeline | None = None,
         workers: Workers = "auto",
+        on_error: OnError = "raise",
     ) -> Self:
         """Take pictures from a folder with one sub-folder per class.
 
@@ -104,6 +106,10 @@ class ImageData:
                 resized if they do not have the network's size, and normalised for the weights.
             eval_transform: a pipeline of your own for evaluation and prediction; None does what the weights expect.
             workers: processes that prepare batches; `"auto"` uses spare cores on Linux. Never changes a number.
+            on_error: what to do about pictures that cannot be read. `"raise"` lists them all before the first batch,
+                and names one that breaks later. `"skip"` leaves them out of evaluation, takes the next readable picture
+                in their place in training, and tells which at the end; more than 20 % of a part are refused. `predict`
+                always raises.
 
         Raises:
             DataError: the folder is missing, has fewer than two classes, an empty class, or a class only in val; or
@@ -115,7 +121,7 @@ class ImageData:
             ImageData: 3 classes (daisy, rose, tulip), 72 train, 27 val pictures
         """
         own: dict[str, object] = {"root": root, "val_fraction": val_fraction, "seed": seed}
-        common = settings(batch_size, image_size, augment, eval_transform, workers, **own)
+        common = settings(batch_size, image_size, augment, eval_transform, workers, on_error, **own)
         parts = scan_parts(as_path(root))
         train, val = parts.train, parts.val
         others = [path for part in parts[:3] if part is not None for path in part.passed_over]
@@ -144,6 +150,7 @@ class ImageData:
         augment: Augment = "default",
         eval_transform: Pipeline | None = None,
         workers: Workers = "auto",
+        on_error: OnError = "raise",
     ) -> Self:
         """Take pictures from map-style datasets of (picture, label), torchvision's included.
 
@@ -162,6 +169,8 @@ class ImageData:
             augment: how training pictures are varied.
             eval_transform: a pipeline of your own for evaluation and prediction.
             workers: processes that prepare batches.
+            on_error: as in `from_folder`; what a dataset raises as an OSError, as Pillow does, counts as a picture that
+                cannot be read.
 
         Raises:
             DataError: a dataset is empty or no map-style dataset, or datasets know different classes. Labels in
@@ -174,7 +183,7 @@ class ImageData:
             >>> ImageData.from_datasets(pictures, classes=["a", "b", "c"])
             ImageData: 3 classes (a, b, c), 20 train pictures
         """
-        common = settings(batch_size, image_size, augment, eval_transform, workers)
+        common = settings(batch_size, image_size, augment, eval_transform, workers, on_error)
         others = {"val": val, "test": test}
         datasets = {"train": train} | {name: dataset for name, dataset in others.items() if dataset is not None}
         sources = {name: DatasetSource(dataset, ()) for name, dataset in datasets.items()}
@@ -276,7 +285,7 @@ class ImageData:
             return part, name, self
         if isinstance(what, str | Path):
             part = scan_known_classes(as_path(what), self.classes)
-            demand_readable(part.paths)
+            demand_readable(part.paths, self._most_skipped)
             tell_passed_over(part.passed_over)
             return part, str(what), self
         if isinstance(what, ImageData):
@@ -301,7 +310,11 @@ class ImageData:
             DataError: some files cannot be read, and all of them are listed; or a label is no class number.
         """
         parts = [self.part(name) for name in names if name not in self._checked]
-        demand_readable([path for part in parts if isinstance(part, FolderSource) for path in part.paths])
+        files = [part.paths for part in parts if isinstance(part, FolderSource)]
+        if self.on_error == "raise":
+            files = [tuple(path for paths in files for path in paths)]  # to list all of them at once
+        for paths in files:
+            demand_readable(paths, self._most_skipped)
         for part in parts:
             if isinstance(part, DatasetSource):
                 part.demand_labels()
@@ -321,14 +334,21 @@ class ImageData:
             # Only named augmentations shrink pictures first; a pipeline of the user's gets them in full.
             least_side=None if callable(self.augment) or self.augment is None else least_side(preprocessing),
             pin_memory=pin_memory,
+            skips=self.on_error == "skip",
         )
 
     def eval_batches(self, part: Part, name: str, *, pin_memory: bool = False) -> Batches:
         """Give the batches that evaluation sees: in order, by the book."""
         if isinstance(part, OwnLoader):
             return self.own_batches(part, name)
-        workers = worker_count(self.workers)
-        return SourceBatches(part, self.eval_view, self.batch_size, workers=workers, pin_memory=pin_memory)
+        return SourceBatches(
+            part,
+            self.eval_view,
+            self.batch_size,
+            workers=worker_count(self.workers),
+            pin_memory=pin_memory,
+            skips=self.on_error == "skip",
+        )
 
     def own_batches(self, part: OwnLoader, name: str) -> Batches:
         """Give the batches of a loader of the user's."""
@@ -353,11 +373,13 @@ class ImageData:
                 images, targets = next(iter(self.own_batches(chosen, part).epoch(0, 0)))
                 return images[:count], _labels(targets[:count])
             places = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long().tolist()
-            views = Views(chosen, self.eval_view)
-            batch = collate([views[place, None] for place in places])
-        if isinstance(batch, DataError):
-            raise batch
-        return batch[0], _labels(batch[1])
+            images, targets = gather(chosen, self.eval_view, places, skips=self.on_error == "skip")
+        return images, _labels(targets)
+
+    @property
+    def _most_skipped(self) -> float:
+        """The share of unreadable pictures that a part may hold."""
+        return MOST_SKIPPED if self.on_error == "skip" else 0.0
 
     @property
     def eval_view(self) -> View:

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from headstart.data.augment import View
+from headstart.data.decode import UnreadableError, at_most
 from headstart.data.preprocessing import described
+from headstart.data.settings import MOST_SKIPPED
 from headstart.data.sources import Source
 from headstart.errors import DataError, listing
 from headstart.randomness import AUGMENTATION, ORDER, derive, generator, seed_sample
@@ -54,6 +56,7 @@ class SourceBatches:
         workers: processes that prepare batches; 0 prepares them in this one.
         least_side: the shorter side, in pixels, below which a picture must not be decoded; None decodes it in full.
         pin_memory: whether batches are put where a GPU can fetch them without waiting.
+        skips: whether pictures that cannot be read are passed over: in training the next one that can takes the place.
     """
 
     def __init__(
@@ -66,19 +69,23 @@ class SourceBatches:
         workers: int = 0,
         least_side: int | None = None,
         pin_memory: bool = False,
+        skips: bool = False,
     ) -> None:
+        self._skips = skips
+        self._skipped: set[int] = set()
         self._order = _Order(len(source), batch_size, seed)
         self._source = source
         # What each process is at: its number, the picture, and how many it has begun.
         self._at: Tensor | None = None
         if workers > 0:
             self._at = torch.full((workers, 3), -1).share_memory_()  # type: ignore[no-untyped-call]
+        views = Views(source, view, least_side, self._at)
         self._loader: DataLoader[Any] = DataLoader(
-            Views(source, view, least_side, self._at),
+            Readable(views, len(source)) if skips else views,
             timeout=SILENCE if workers > 0 else 0,
             batch_sampler=self._order,
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=collate_readable if skips else collate,
             pin_memory=pin_memory,
             # The loader draws a seed for its workers on every pass; it must not draw it from the user's generator.
             generator=generator(0),
@@ -95,6 +102,10 @@ class SourceBatches:
         self._order.position = (fit, epoch, start)
         batches = iter(self._loader)
         while (batch := self._next(batches)) is not None:
+            if self._skips:
+                batch = self._kept(*batch)
+            if batch is None:
+                continue  # none of its pictures could be read
             if isinstance(batch, DataError):
                 try:
                     raise batch
@@ -104,8 +115,30 @@ class SourceBatches:
 
     def pictures(self, fit: int, epoch: int, batch: int) -> list[str]:
         """Name the pictures of a batch, in its order: paths, or numbers of samples."""
-        indices = next(self._order.batches(fit, epoch, batch))
-        return [str(self._source.path(index) or f"sample {index}") for index, _ in indices]
+        indices = [index for index, _ in next(self._order.batches(fit, epoch, batch))]
+        size = len(self._source)
+        stand_ins = [next(n % size for n in range(i, i + size) if n % size not in self._skipped) for i in indices]
+        return self._names(stand_ins)
+
+    def told(self) -> str:
+        """Say which pictures have been passed over, or nothing."""
+        names = listing(self._names(sorted(self._skipped)), most=20)
+        return f"passed over {len(self._skipped)} of {len(self._source)} pictures: {names}" if self._skipped else ""
+
+    def _names(self, indices: Iterable[int]) -> list[str]:
+        return [str(self._source.path(index) or f"sample {index}") for index in indices]
+
+    def _kept(self, batch: Pair | DataError | None, passed: Sequence[int]) -> Pair | DataError | None:
+        """Give what is left of a batch, if not too many pictures have been passed over by now."""
+        self._skipped.update(passed)
+        if len(self._skipped) > MOST_SKIPPED * len(self._source):
+            return DataError(
+                f"{len(self._skipped)} of {len(self._source)} pictures that cannot be read: "
+                f"{listing(self._names(sorted(self._skipped)), most=20)}",
+                f"whole picture files; {at_most(MOST_SKIPPED)}",
+                "Replace these files by good copies; or delete them, and make the ImageData anew.",
+            )
+        return batch
 
     def _next(self, batches: Iterator[Any]) -> Any:
         """Wait for a batch as long as some process begins a picture now and then; None is the end."""
@@ -131,7 +164,7 @@ class SourceBatches:
         return self._lost(str(error).splitlines()[0].rstrip(". "), at) if len(at) else None
 
     def _lost(self, what: str, at: Tensor) -> DataError:
-        places = [self._source.path(int(index)) or f"sample {int(index)}" for _, index, _ in at if index >= 0]
+        places = self._names(int(index) for _, index, _ in at if index >= 0)
         return DataError(
             f"{what}, while {listing(places)} {'was' if len(places) == 1 else 'were'} prepared",
             "processes that go on preparing pictures",
@@ -141,8 +174,11 @@ class SourceBatches:
 
 
 @contextmanager
-def naming_lost_pictures(*parts: "Batches | None") -> Iterator[None]:
-    """Name the picture that a process was at when it died; torch tells of it in the middle of anything."""
+def accounting(*parts: "Batches | None") -> Iterator[None]:
+    """Tell which pictures were passed over inside, and name the one that a process was at when it died.
+
+    torch tells of the death in the middle of anything.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -150,6 +186,10 @@ def naming_lost_pictures(*parts: "Batches | None") -> Iterator[None]:
         if (told := next((lost for lost in found if lost is not None), None)) is not None:
             raise told from error
         raise
+    finally:
+        for part in parts:
+            if isinstance(part, SourceBatches) and (told_skipped := part.told()):
+                print(told_skipped)  # noqa: T201 - what was asked for must not go unseen
 
 
 def worker_count(workers: int | Literal["auto"]) -> int:
@@ -228,6 +268,60 @@ class Views(Dataset[Any]):
             if isinstance(error, DataError):
                 return error
             raise
+
+
+class Readable(Dataset[Any]):
+    """Views of those pictures that can be read, with the numbers of those that were passed over.
+
+    In training, where a picture has a seed, the next one that can be read takes the place of one that cannot, and the
+    first comes after the last. In evaluation nothing takes it.
+
+    Args:
+        views: of all pictures.
+        size: how many there are.
+    """
+
+    def __init__(self, views: Views, size: int) -> None:
+        self._views = views
+        self._size = size
+
+    def __getitem__(self, key: tuple[int, int | None]) -> tuple[tuple[Tensor, int] | DataError | None, list[int]]:
+        index, seed = key
+        passed: list[int] = []
+        for number in range(index, index + (1 if seed is None else self._size)):
+            place = number % self._size
+            try:
+                sample = self._views[place, seed]
+            except OSError:  # of a dataset that opens its pictures itself
+                passed.append(place)
+                continue
+            if not isinstance(sample, UnreadableError):
+                return sample, passed
+            passed.append(place)
+        return None, passed
+
+
+def collate_readable(samples: Sequence[tuple[Any, list[int]]]) -> tuple[Pair | DataError | None, list[int]]:
+    """Make a batch of what could be read, or of nothing None, and give the numbers of the pictures passed over."""
+    kept = [sample for sample, _ in samples if sample is not None]
+    return collate(kept) if kept else None, [index for _, passed in samples for index in passed]
+
+
+def gather(source: Source, view: View, places: Sequence[int], *, skips: bool) -> Pair:
+    """Make a batch of some pictures, as evaluation sees them.
+
+    Raises:
+        DataError: one of them cannot be read; or none, where such are to be passed over.
+    """
+    views = Views(source, view)
+    samples: list[Any] = []
+    if skips:
+        readable = Readable(views, len(source))
+        samples = [sample for place in places if (sample := readable[place, None][0]) is not None]
+    batch = collate(samples or [views[place, None] for place in places])
+    if isinstance(batch, DataError):
+        raise batch
+    return batch
 
 
 def collate(samples: Sequence[tuple[Tensor, int] | DataError]) -> Pair | DataError:

@@ -42,7 +42,7 @@ from headstart.training.batch import Batch, answer, demand_mean
 from headstart.training.callback import Hooks
 from headstart.training.metrics import Logs, Tally
 from headstart.training.portions import Portions
-from headstart.training.precision import Precision
+from headstart.training.precision import Precision, Scaler
 from headstart.training.run import Run, StopTraining, Terminated
 from headstart.training.signals import heeding
 
@@ -74,7 +74,7 @@ class Loop:
     prepare: Callable[[Pair], Batch]
     classes: int
     precision: Precision
-    scaler: torch.amp.GradScaler
+    scaler: Scaler
     portions: Portions
     seed: Callable[[int, int], None]
     train_tally: Tally

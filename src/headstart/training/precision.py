@@ -2,9 +2,10 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from headstart.errors import ConfigError, nearest
 
@@ -30,9 +31,49 @@ class Precision:
             return nullcontext()
         return torch.autocast(self.device_type, torch.bfloat16 if self.name == "bf16" else torch.float16)
 
-    def scaler(self) -> torch.amp.GradScaler:
+    def scaler(self) -> "Scaler":
         """Give the scaler that keeps fp16 gradients from vanishing; for other precisions it does nothing."""
-        return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
+        return Scaler(self.device_type, enabled=self.name == "fp16")
+
+
+class Scaler(torch.amp.GradScaler):
+    """Keep the gradients of fp16 from vanishing; count the steps passed over because a gradient was too large.
+
+    Counting does not wait for the device.
+
+    Args:
+        device_type: `"cuda"`, `"cpu"` or `"mps"`.
+        enabled: whether there is anything to scale.
+        init_scale: the factor on the loss to begin with.
+    """
+
+    def __init__(self, device_type: str, *, enabled: bool, init_scale: float = 65536.0) -> None:
+        super().__init__(device_type, init_scale=init_scale, enabled=enabled)
+        self._passed: Tensor | int = 0
+        self._steps = 0
+
+    def update(self, new_scale: float | Tensor | None = None) -> None:
+        """Count the step and fit the scale to whether it was taken."""
+        for state in self._per_optimizer_states.values() if self.is_enabled() else ():
+            self._passed = self._passed + torch.stack([*state["found_inf_per_device"].values()]).amax()
+            self._steps += 1
+        super().update(new_scale)
+
+    def told(self) -> str:
+        """Say how many steps were passed over, or nothing; waits for the device."""
+        passed = int(self._passed)
+        were = "was" if passed == 1 else "were"
+        return f"{passed} of {self._steps} steps {were} passed over: gradients too large for fp16" if passed else ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the scale and the counts; waits for the device."""
+        counts = {"passed": int(self._passed), "steps": self._steps}
+        return {**super().state_dict(), **counts} if self.is_enabled() else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `state_dict` was."""
+        super().load_state_dict(state_dict)
+        self._passed, self._steps = state_dict.get("passed", 0), state_dict.get("steps", 0)
 
 
 def choose_device(device: str | torch.device) -> torch.device:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from headstart.data.image_data import ImageData, OwnLoader, Part
-from headstart.data.loading import Batches, Pair, SourceBatches, naming_lost_pictures
+from headstart.data.loading import Batches, Pair, SourceBatches, accounting
 from headstart.data.preprocessing import Preprocessing
 from headstart.data.sources import FolderSource
 from headstart.errors import ConfigError, listing
@@ -133,12 +133,14 @@ class Session:
         self.optimizer, self.run = run.optimizer, run
         self.histories.append(run.history)
         try:
-            with naming_lost_pictures(train, val), loop.hooks.bound(), preserved(), listening(run):
+            with accounting(train, val), loop.hooks.bound(), preserved(), listening(run):
                 if over is not None:
                     over.load_callbacks()
                 else:
                     loop.fit(train, val)
         finally:
+            if told := loop.scaler.told():
+                print(told)  # noqa: T201 - what was not learned must not go unseen
             self.run = None
             for name in ("batch", "outputs", "loss"):
                 vars(run).pop(name, None)  # callbacks keep the run, and it would keep the last batch's graph
@@ -182,7 +184,7 @@ class Session:
         run = Run(self.backbone, {"steps": len(batches)}, self._directions(val=False, callbacks=callbacks))
         check_callbacks(callbacks, run)
         loop = self._loop(run, callbacks, learner)
-        with naming_lost_pictures(batches), loop.hooks.bound(), preserved():
+        with accounting(batches), loop.hooks.bound(), preserved():
             return dict(loop.evaluate(batches))
 
     def predict(self, batches: Iterable[Pair], callbacks: Sequence[Callback], learner: LearnerLike) -> Tensor:
