@@ -1,6 +1,8 @@
 """Parts that tests put together by hand: batches, networks, runs, learners, and callbacks that note what happens."""
 
 import math
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,6 +36,17 @@ def refusal(kind: type[HeadstartError], act: Callable[[], object]) -> HeadstartE
     assert error is not None
     assert all((error.arrived, error.needed, error.todo))
     return error
+
+
+def png_header(side: int) -> bytes:
+    """Make a PNG that claims to be huge and holds next to nothing."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def pairs(*sizes: int, seed: int = 0, side: int = 6) -> list[Pair]:

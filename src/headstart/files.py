@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -110,6 +111,26 @@ def demand_writable(folder: Path, who: str) -> None:
             f"{there}, which " + ("cannot be written to" if there.is_dir() else "is a file"),
             f"a folder, for {folder} to be made or filled",
             f"Give {who} another path.",
+        )
+
+
+def demand_space(folder: Path, size: int, what: str) -> None:
+    """Refuse a disk that is already too full for a file that will be written to it.
+
+    Args:
+        folder: where it will be written; there.
+        size: of the file, in bytes, at the least.
+        what: what the message calls it.
+
+    Raises:
+        CheckpointError: there is less space than that.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise CheckpointError(
+            f"{folder}, on a disk with {free / 1e6:.1f} MB free",
+            f"at least {size / 1e6:.1f} MB for {what}",
+            "Free some space or choose another folder.",
         )
 
 

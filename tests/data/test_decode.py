@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
-from handmade import refusal
+from handmade import png_header, refusal
 from PIL import ExifTags, Image, ImageOps
 
 from headstart.data.decode import demand_readable, open_picture, to_rgb, unreadable, upright
@@ -29,17 +29,6 @@ def encoded(picture: Image.Image, kind: str, **settings: object) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **settings)
     return buffer.getvalue()
-
-
-def png_header(side: int) -> bytes:
-    """Make a PNG that claims to be huge and holds next to nothing."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def plain(path: Path) -> Image.Image:

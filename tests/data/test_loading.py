@@ -364,6 +364,15 @@ def test_one_core_is_left_to_training(monkeypatch: pytest.MonkeyPatch, cores: in
     assert worker_count("auto") == expected
 
 
+@pytest.mark.parametrize(("free", "expected"), [(10**9, 7), (64_000_000, 4), (14_000_000, 0)])
+def test_shared_memory_holds_what_workers_prepare(monkeypatch: pytest.MonkeyPatch, free: int, expected: int) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("headstart.data.loading._shared_memory", lambda: free)
+    assert worker_count("auto", 32 * 3 * 224 * 224) == expected
+    assert worker_count(3, 32 * 3 * 224 * 224) == 3
+
+
 @pytest.mark.parametrize("system", ["darwin", "win32"])
 def test_where_workers_would_run_the_script_again_there_are_none(monkeypatch: pytest.MonkeyPatch, system: str) -> None:
     monkeypatch.setattr("sys.platform", system)

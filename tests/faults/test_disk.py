@@ -3,9 +3,11 @@
 import io
 import multiprocessing
 import resource
+import shutil
 import signal
+import subprocess
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,62 @@ def test_a_full_disk_is_told_and_the_last_good_state_stays(tmp_path):
     ]
     Learner.load_weights(made_learner(), folder / "best.safetensors")
     assert same(weights(fit(tmp_path / "cut", At())), weights(fit(tmp_path / "whole", At())))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Give a maker of small disks of their own, where this process may mount any."""
+    mounted = []
+
+    def make(size: str, options: str = "rw") -> Path:
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        command = [shutil.which("mount") or "mount", "-t", "tmpfs", "-o", f"size={size},{options}", "tmpfs", place]
+        done = subprocess.run(command, check=False)  # noqa: S603
+        if done.returncode:
+            pytest.skip("needs the right to mount a disk")
+        mounted.append(place)
+        return place
+
+    yield make
+    for place in mounted:
+        subprocess.run([shutil.which("umount"), "-l", place], check=True)  # noqa: S603
+
+
+def test_a_disk_that_fills_up_is_told_and_the_run_goes_on_when_there_is_space(disk, tmp_path):
+    small = disk("256k")
+
+    def fill(callback, epoch, logs) -> None:
+        if epoch == 1 and not callback.run.resumed:
+            while not (small / "run/fit-1/best.safetensors").exists():
+                time.sleep(0.001)  # the first state is being written
+            with (small / "filler").open("wb", buffering=0) as file, suppress(OSError):
+                while True:
+                    file.write(bytes(512))
+
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        fit(small / "run", At(on_epoch_begin=fill))
+    (small / "filler").unlink()
+    resumed = fit(small / "run", At(on_epoch_begin=fill))
+    assert same(weights(resumed), weights(fit(tmp_path / "whole", At())))
+    assert resumed.history.epoch == [0, 1, 2]
+
+
+def test_a_disk_that_is_too_full_from_the_start_is_refused_before_training(disk):
+    small, seen = disk("16k"), []
+    (small / "filler").write_bytes(bytes(10_000))
+    note = At(on_train_begin=lambda callback, logs: seen.append(1))
+    error = refusal(CheckpointError, lambda: fit(small / "run", note))
+    assert "MB free" in error.arrived
+    assert "a state of the run" in error.needed
+    assert seen == []
+
+
+def test_a_disk_that_is_read_only_is_refused_before_training(disk):
+    seen: list[int] = []
+    note = At(on_train_begin=lambda callback, logs: seen.append(1))
+    assert "cannot be written to" in refusal(ConfigError, lambda: fit(disk("1m", "ro") / "run", note)).arrived
+    assert seen == []
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])

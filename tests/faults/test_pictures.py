@@ -1,17 +1,22 @@
 """Pictures that cannot be read: found before training, passed over where that is asked for, and told."""
 
+import multiprocessing
+import resource
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from handmade import At, refusal
+from handmade import At, png_header, refusal
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
 from headstart import CSVLogger, DataError, ImageData, Learner, ModelCheckpoint, TerminateOnNaN
 from headstart.data.augment import eval_view
+from headstart.data.decode import open_picture
 from headstart.data.folders import scan_classes
 from headstart.data.loading import Pair, SourceBatches, gather
 from headstart.data.preprocessing import Preprocessing
@@ -254,3 +259,80 @@ def test_a_run_on_damaged_pictures_can_be_gone_on_with_when_they_are_passed_over
 def test_on_error_takes_one_of_two_words(folder: Path) -> None:
     error = refusal(ValueError, lambda: ImageData.from_folder(folder, on_error="ignore"))
     assert "'raise' or 'skip'" in error.needed
+
+
+def odd_pictures(folder: Path) -> int:
+    """Fill a folder with pictures of every kind that people have; give their number."""
+    folder.mkdir(parents=True)
+    chance = np.random.default_rng(0)
+    pixels = chance.integers(256, size=(48, 64, 3), dtype=np.uint8)
+    plain = Image.fromarray(pixels)
+    deep = Image.fromarray(chance.integers(65536, size=(48, 64), dtype=np.uint16))
+    palette = plain.quantize(16)
+    for turn in range(1, 9):
+        note = Image.Exif()
+        note[0x112] = turn
+        plain.save(folder / f"turned {turn}.jpg", exif=note)
+    kinds = {
+        "cmyk.jpg": plain.convert("CMYK"),
+        "grey.jpg": plain.convert("L"),
+        "palette.png": palette,
+        "alpha.png": plain.convert("RGBA"),
+        "grey alpha.png": plain.convert("LA"),
+        "bits.png": plain.convert("1"),
+        "deep.png": deep,
+        "thin.png": plain.resize((1, 200)),
+        "flat.png": plain.resize((200, 1)),
+        "dot.png": plain.resize((1, 1)),
+        "wide.png": plain.resize((30_000, 3)),
+        "Übergröße\N{COMBINING ACUTE ACCENT}.jpg": plain,
+        "two\nlines.jpg": plain,
+    }
+    for name, picture in kinds.items():
+        picture.save(folder / name)
+    palette.save(folder / "clear.png", transparency=3)
+    frames = [Image.fromarray(255 - pixels), plain]
+    plain.save(folder / "moving.webp", save_all=True, append_images=frames, duration=50)
+    plain.save(folder / "moving.png", save_all=True, append_images=frames)
+    plain.save(folder / "liar.jpg", format="WEBP")
+    plain.save(folder / "passed over.gif")
+    (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    (folder / ".ipynb_checkpoints").mkdir()
+    plain.save(folder / ".ipynb_checkpoints" / "copy-checkpoint.jpg")
+    (folder / "round").symlink_to(folder.parent)
+    (folder / "twice.jpg").symlink_to(folder / "grey.jpg")
+    return 8 + len(kinds) + 4
+
+
+@pytest.mark.parametrize("augment", ["default", "strong", None])
+def test_pictures_of_every_kind_train_and_are_evaluated(tmp_path: Path, tiny_network, capsys, augment) -> None:
+    count = odd_pictures(tmp_path / "odd" / "one")
+    odd_pictures(tmp_path / "odd" / "two")
+    data = ImageData.from_folder(tmp_path / "odd", image_size=32, batch_size=8, augment=augment, workers=0)
+    assert capsys.readouterr().out.startswith("passed over 2 files that are no pictures we read")
+    assert len(data.train) + len(data.val) == 2 * count
+    own = Learner(tiny_network(classes=2), data, device="cpu", head=None)
+    history = own.fit(1, 0.001, verbose=False).history
+    assert all(np.isfinite(values).all() for values in history.values())
+    assert len(own.predict(tmp_path / "odd" / "one")) == count
+
+
+def test_bombs_are_named_and_neither_end_the_process_nor_fill_its_memory(shapes_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(shapes_folder / "val", tmp_path / "shapes"))
+    for side in (12_000, 20_000):
+        (folder / "circle" / f"{side}.png").write_bytes(png_header(side))
+
+    def work() -> None:
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + 500_000_000, resource.RLIM_INFINITY))
+        data = ImageData.from_folder(folder, image_size=32, workers=0)
+        error = refusal(DataError, lambda: data.check("train", "val"))
+        assert "12000.png" in error.arrived
+        assert "20000.png" in error.arrived
+        for side in (12_000, 20_000):
+            refusal(DataError, lambda side=side: open_picture(folder / "circle" / f"{side}.png"))
+
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0

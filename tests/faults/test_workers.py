@@ -1,7 +1,10 @@
 """Processes of a loader that die or hang: an error with the picture, and a state that is whole."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -101,3 +104,33 @@ def test_a_fit_whose_worker_is_killed_names_the_picture_and_goes_on_without_it(m
     fit(again, tmp_path / "cut")
     fit(whole, tmp_path / "whole")
     assert differences(left(again), left(whole)) == []
+
+
+SCARCE = """
+import sys, torch, torchvision
+from headstart import DataError, ImageData, Learner
+from headstart.data import loading
+loading.SILENCE = 2.0
+torch.set_num_threads(1)
+pictures = torchvision.datasets.FakeData(24, (3, 224, 224), 3)
+network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 3))
+for workers in (2, "auto"):
+    data = ImageData.from_datasets(pictures, classes=3, batch_size=12, workers=workers, augment=None)
+    try:
+        Learner(network, data, device="cpu").fit(1, lr=0.1, verbose=False)
+        print("trained")
+    except DataError as error:
+        print(error)
+"""
+
+
+def test_shared_memory_that_is_full_is_named(tmp_path):
+    unshare = shutil.which("unshare") or "unshare"
+    command = f"mount -t tmpfs -o size=1m tmpfs /dev/shm && exec {sys.executable} {tmp_path / 'script.py'}"
+    (tmp_path / "script.py").write_text(SCARCE)
+    if subprocess.run([unshare, "-m", "mount", "-t", "tmpfs", "tmpfs", tmp_path], check=False).returncode:  # noqa: S603
+        pytest.skip("needs the right to mount a disk")
+    done = subprocess.run([unshare, "-m", "sh", "-c", command], capture_output=True, text=True, timeout=90, check=True)  # noqa: S603
+    assert "/dev/shm, where processes hand their batches over, has " in done.stdout  # noqa: S108
+    assert "workers=0" in done.stdout
+    assert done.stdout.splitlines()[-1] == "trained"

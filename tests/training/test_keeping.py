@@ -1,11 +1,14 @@
 """Going on where an earlier process left a fit: the same bits, as if nothing had happened."""
 
+import random
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from handmade import Noting, plain_network, refusal, same, weights
@@ -65,14 +68,22 @@ def test_a_fit_that_dies_at_any_moment_ends_as_if_it_had_not(make, tmp_path, hoo
         assert same(*there)
 
 
-def died(learner: Learner, folder: Path, hook: str = "on_train_batch_begin", call: int = 8, **options: Any) -> Learner:
+def died(
+    learner: Learner,
+    folder: Path,
+    hook: str = "on_train_batch_begin",
+    call: int = 8,
+    more: Sequence[Callback] = (),
+    **options: Any,
+) -> Learner:
     """Let a fit die, by default in its second epoch."""
     with pytest.raises(DiedError):
-        fit(learner, folder, Death(hook, call), **options)
+        fit(learner, folder, Death(hook, call), *more, **options)
     return learner
 
 
-@pytest.mark.parametrize("counts", [(0, 2), (2, 0), (2, 1)])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4")
+@pytest.mark.parametrize("counts", [(0, 2), (2, 0), (1, 4)])
 def test_the_number_of_workers_may_be_another(make, tmp_path, counts):
     whole = make()
     fit(whole, tmp_path / "whole")
@@ -145,6 +156,44 @@ def test_what_callbacks_freeze_and_the_rate_that_they_set_go_on(make, tmp_path, 
     again.evaluate("train")
     again.predict(torch.rand(2, 3, 32, 32))
     plateau_fit(again, tmp_path / "cut")
+    assert differences(left(again), left(whole)) == []
+
+
+class Restless(Callback):
+    """Look at pictures in the middle of everything, and draw from every generator."""
+
+    order = Order.REPORT
+
+    def look(self) -> None:
+        torch.rand(3)
+        random.random()  # noqa: S311 - nothing is hidden by it
+        np.random.rand()
+
+    def on_train_batch_end(self, batch, logs):
+        self.look()
+        if batch == 2:
+            self.model.evaluate("train")
+            self.model.predict(torch.rand(2, 3, 32, 32))
+
+    def on_epoch_end(self, epoch, logs):
+        self.look()
+        self.model.show_predictions(2)
+        self.model.data.show_batch(2)
+        self.run.history.plot()
+
+
+@pytest.mark.parametrize("restless", ["whole", "first", "second"])
+def test_looking_at_pictures_in_between_changes_nothing(make, tmp_path, restless):
+    def looking(who: str) -> list[Callback]:
+        return [Restless()] if who == restless else []
+
+    whole = make()
+    fit(whole, tmp_path / "whole", *looking("whole"))
+    died(make(), tmp_path / "cut", more=looking("first"))
+    again = make()
+    torch.rand(7)
+    again.evaluate()
+    fit(again, tmp_path / "cut", *looking("second"))
     assert differences(left(again), left(whole)) == []
 
 

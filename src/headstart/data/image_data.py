@@ -4,6 +4,7 @@ It never changes. A Learner binds it to the preprocessing of its weights and get
 serve a second model.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -105,7 +106,8 @@ class ImageData:
                 PIL picture), or None. A pipeline that ends in a float tensor is final; PIL and uint8 results are
                 resized if they do not have the network's size, and normalised for the weights.
             eval_transform: a pipeline of your own for evaluation and prediction; None does what the weights expect.
-            workers: processes that prepare batches; `"auto"` uses spare cores on Linux. Never changes a number.
+            workers: processes that prepare batches; `"auto"` uses spare cores on Linux, as far as shared memory holds
+                what they prepare. Never changes a number.
             on_error: what to do about pictures that cannot be read. `"raise"` lists them all before the first batch,
                 and names one that breaks later. `"skip"` leaves them out of evaluation, takes the next readable picture
                 in their place in training, and tells which at the end; more than 20 % of a part are refused. `predict`
@@ -330,7 +332,7 @@ class ImageData:
             self.eval_view if self.augment is None else train_view(preprocessing, self.augment),
             self.batch_size,
             seed=seed,
-            workers=worker_count(self.workers),
+            workers=self._worker_count(source),
             # Only named augmentations shrink pictures first; a pipeline of the user's gets them in full.
             least_side=None if callable(self.augment) or self.augment is None else least_side(preprocessing),
             pin_memory=pin_memory,
@@ -345,7 +347,7 @@ class ImageData:
             part,
             self.eval_view,
             self.batch_size,
-            workers=worker_count(self.workers),
+            workers=self._worker_count(part),
             pin_memory=pin_memory,
             skips=self.on_error == "skip",
         )
@@ -356,7 +358,7 @@ class ImageData:
 
     def unlabelled_batches(self, pictures: PictureList, *, pin_memory: bool = False) -> Batches:
         """Give the batches of pictures to predict, in their order."""
-        workers = worker_count(self.workers) if len(pictures) > self.batch_size else 0
+        workers = self._worker_count(pictures) if len(pictures) > self.batch_size else 0
         return SourceBatches(pictures, self.eval_view, self.batch_size, workers=workers, pin_memory=pin_memory)
 
     def examples(self, part: str, count: int) -> tuple[Tensor, list[int]]:
@@ -375,6 +377,12 @@ class ImageData:
             places = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long().tolist()
             images, targets = gather(chosen, self.eval_view, places, skips=self.on_error == "skip")
         return images, _labels(targets)
+
+    def _worker_count(self, source: Source | PictureList) -> int:
+        """Decide how many processes prepare the batches of a source."""
+        pixels = self.batch_size * 3 * math.prod(self._preprocessing.image_size)
+        own = callable(self.augment) or self.eval_transform is not None or not isinstance(source, FolderSource)
+        return worker_count(self.workers, pixels * (4 if own else 1))  # what is the user's own may give floats
 
     @property
     def _most_skipped(self) -> float:

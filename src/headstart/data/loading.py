@@ -7,9 +7,11 @@ Order and augmentation are derived from (seed, fit, epoch, picture), so the numb
 import math
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -31,6 +33,12 @@ probabilities `[batch, classes]`, float."""
 
 SILENCE = 30.0
 """Seconds in which no process has begun a picture, after which they count as hanging."""
+
+
+_SHARED = Path("/dev/shm")  # noqa: S108 - not a place for files of ours: torch lets processes share memory there
+
+_LITTLE = 32_000_000
+"""Free bytes of shared memory below which it is probably what a process lacks."""
 
 
 class Batches(Protocol):
@@ -165,12 +173,15 @@ class SourceBatches:
 
     def _lost(self, what: str, at: Tensor) -> DataError:
         places = self._names(int(index) for _, index, _ in at if index >= 0)
-        return DataError(
-            f"{what}, while {listing(places)} {'was' if len(places) == 1 else 'were'} prepared",
-            "processes that go on preparing pictures",
+        told = f"{what}, while {listing(places)} {'was' if len(places) == 1 else 'were'} prepared"
+        todo = (
             "Look at these pictures and at what your pipeline does with them; workers=0 shows it in this process. A "
-            "process may also be killed for want of memory: use fewer workers or smaller batches.",
+            "process may also be killed for want of memory: use fewer workers or smaller batches."
         )
+        if (free := _shared_memory()) < _LITTLE:
+            told += f"; {_SHARED}, where processes hand their batches over, has {free / 1e6:.1f} MB left"
+            todo = "Use workers=0, or give the machine more shared memory: docker run --shm-size=8g."
+        return DataError(told, "processes that go on preparing pictures", todo)
 
 
 @contextmanager
@@ -192,15 +203,29 @@ def accounting(*parts: "Batches | None") -> Iterator[None]:
                 print(told_skipped)  # noqa: T201 - what was asked for must not go unseen
 
 
-def worker_count(workers: int | Literal["auto"]) -> int:
+def worker_count(workers: int | Literal["auto"], batch_bytes: int = 0) -> int:
     """Decide how many processes prepare batches.
 
-    `"auto"` leaves one core to training and takes up to 8 of the others, where processes start by forking (Linux);
-    elsewhere a worker would run the user's script again, so there it is 0.
+    `"auto"` leaves one core to training and takes up to 8 of the others, as far as shared memory holds what they
+    prepare ahead, where processes start by forking (Linux); elsewhere a worker would run the user's script again, so
+    there it is 0.
+
+    Args:
+        workers: how many, or `"auto"`.
+        batch_bytes: size of a batch.
     """
     if workers != "auto":
         return workers
-    return min(8, len(os.sched_getaffinity(0)) - 1) if sys.platform == "linux" else 0
+    if sys.platform != "linux":
+        return 0
+    count = min(8, len(os.sched_getaffinity(0)) - 1)
+    ahead = 3 * batch_bytes  # each prepares two batches ahead while a third one is looked at
+    return min(count, _shared_memory() // ahead) if ahead else count
+
+
+def _shared_memory() -> int:
+    """Give the free bytes in which processes on Linux hand tensors over; a container may have 64 MB in all."""
+    return shutil.disk_usage(_SHARED).free if _SHARED.exists() else sys.maxsize
 
 
 class _Order:

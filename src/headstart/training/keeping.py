@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from headstart.errors import ConfigError
+from headstart.files import demand_space
 from headstart.training import snapshot
 from headstart.training.callback import Callback, Order
 from headstart.training.fingerprint import demand_same_run
@@ -84,6 +85,8 @@ class Keeping(Callback):
             snapshot.put_back(loop, held.state)
             print(_told(held, loop.run))  # noqa: T201 - that less is trained than asked for must not go unseen
         self.folder.sweep()
+        size = sum(tensor.nbytes for tensor in pack(snapshot.take(loop), "state")[1].values())
+        demand_space(self.folder.path, size, "a state of the run")
         loop.run.save_state = self._save
         loop.run.write = self._writer.submit
 
