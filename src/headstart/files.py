@@ -179,9 +179,12 @@ def locked(path: Path) -> Iterator[int | None]:
         yield None
     finally:
         _LOCKED.discard(path)
+        if os.name == "nt":  # which removes no file that is open
+            os.close(handle)
         with contextlib.suppress(OSError):  # it may be gone with its folder
             path.unlink()
-        os.close(handle)
+        if os.name != "nt":  # only now, or another process would lock what is about to go
+            os.close(handle)
         with contextlib.suppress(OSError):  # something else is in them now
             for folder in new:
                 folder.rmdir()

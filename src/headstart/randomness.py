@@ -44,7 +44,7 @@ def derive(*position: int) -> int:
 
 
 def seed_sample(seed: int) -> None:
-    """Seed all that an augmentation may draw from: torch on the CPU, random, numpy.
+    """Seed all that an augmentation, or a callback, may draw from: torch on the CPU, random, numpy.
 
     `torch.manual_seed` would do more (every device) and cost a hundred times as much for each picture.
     """
@@ -54,8 +54,8 @@ def seed_sample(seed: int) -> None:
 
 
 def seed_step(seed: int, device: torch.device) -> None:
-    """Seed what a training step may draw from (dropout, stochastic depth): torch on the CPU and on `device`."""
-    torch.default_generator.manual_seed(seed)
+    """Seed what a training step may draw from (dropout, callbacks): all that a picture may, and torch on `device`."""
+    seed_sample(seed)
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         torch.cuda.default_generators[index].manual_seed(seed)

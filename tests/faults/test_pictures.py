@@ -1,5 +1,6 @@
 """Pictures that cannot be read: found before training, passed over where that is asked for, and told."""
 
+import errno
 import multiprocessing
 import resource
 import shutil
@@ -219,6 +220,21 @@ def test_a_bad_label_is_not_a_bad_picture(folder: Path, tiny_network) -> None:
     data = ImageData.from_datasets(Wrong(folder / "train"), image_size=32, workers=0, on_error="skip")
     own = Learner(tiny_network(), data, device="cpu", head=None)
     assert "the label of sample" in refusal(DataError, lambda: own.fit(1, 0.01, verbose=False)).arrived
+
+
+@pytest.mark.parametrize("want", [MemoryError(), OSError(errno.EMFILE, "Too many open files")])
+def test_what_is_lacking_for_a_moment_is_not_the_fault_of_a_picture(folder: Path, monkeypatch, want) -> None:
+    def fail(*arguments, **options):
+        raise want
+
+    part = batches(folder / "val")
+    data = ImageData.from_datasets(Opening(folder / "val"), image_size=32, workers=0, on_error="skip")
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(type(want)):
+        list(part.epoch(0, 0))
+    with pytest.raises(type(want)):
+        list(data.train_batches(0).epoch(1, 0))
+    assert part.told() == ""
 
 
 def test_pictures_to_show_are_those_that_can_be_read(folder: Path) -> None:

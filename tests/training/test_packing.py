@@ -70,6 +70,11 @@ def test_what_a_file_cannot_hold_is_refused_with_its_place():
     assert refusal(CheckpointError, lambda: pack([np.zeros(2)], "x")).arrived == "x.0, of type ndarray"
 
 
+def test_types_of_numbers_come_back():
+    words, tensors = pack({"momentum": torch.bfloat16}, "state")
+    assert unpack(json.loads(json.dumps(words)), tensors) == {"momentum": torch.bfloat16}
+
+
 def test_keys_that_read_alike_do_not_share_a_tensor():
     value = {"a": {"b": torch.zeros(1)}, "a.b": torch.ones(1), 1: torch.full((1,), 2.0), "1": torch.full((1,), 3.0)}
     words, tensors = pack(value, "state")

@@ -140,6 +140,53 @@ def test_a_loss_that_could_not_be_had_again_is_told():
     assert "batch_size=4 with accumulate=2" in error.todo
 
 
+@pytest.mark.parametrize("memory", [{"forward": 3}, {"backward": 3}], ids=str)
+def test_a_gradient_that_a_callback_has_asked_for_is_not_counted(memory):
+    def look(callback):
+        torch.autograd.backward(callback.run.loss, inputs=[callback.run.outputs], retain_graph=True)
+
+    found = gradients(Small(plain_network(), **memory), callbacks=[At(on_loss_ready=look)])
+    assert alike(found, gradients(plain_network()))
+
+
+def test_a_batch_whose_loss_has_nothing_to_do_with_the_network_is_passed_over():
+    def nothing(callback):
+        if callback.run.batches_done == 1:
+            callback.run.loss = torch.zeros((), requires_grad=True)
+
+    fits = []
+    for network in (Small(plain_network(), forward=3), plain_network()):
+        learner = made_learner(pairs(8, 8, 8), network=network)
+        learner.fit(1, 0.1, callbacks=[At(on_loss_ready=nothing)], verbose=False)
+        fits.append({name.removeprefix("network."): value for name, value in weights(learner).items()})
+    assert alike(*fits)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_advice_gives_the_same_step(accumulate):
+    learner = made_learner(pairs(8, 8, 8), network=Small(plain_network(), forward=3))
+    error = refusal(OutOfMemory, lambda: learner.fit(1, 0.1, accumulate=accumulate, on_oom="raise", verbose=False))
+    assert f"batch_size=4 with accumulate={2 * accumulate} takes half" in error.todo
+    learner = made_learner(val=pairs(8), network=Small(normed_always(), evaluation=3))
+    assert "batch_size=4 takes half the memory." in refusal(OutOfMemory, learner.evaluate).todo
+
+
+def normed_always() -> nn.Sequential:
+    """Make a network whose norm has no running statistics: it looks at the batch in evaluation too."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(64, 3)
+    )
+
+
+def test_norms_that_look_at_one_picture_are_no_reason_against_it():
+    def network() -> nn.Sequential:
+        torch.manual_seed(0)
+        norms = nn.InstanceNorm2d(4, affine=True), nn.GroupNorm(2, 4)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), *norms, nn.Flatten(), nn.Linear(64, 3))
+
+    assert alike(gradients(Small(network(), forward=3)), gradients(network()))
+
+
 def test_a_batch_in_portions_is_one_batch_to_the_callbacks():
     noting, whole = Noting(), Noting()
     made_learner(pairs(8, 8), pairs(8), network=Small(plain_network(), forward=3, evaluation=3)).fit(

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: the step is finished, the state saved, and the same script goes on."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from handmade import At, made_learner, pairs, same, weights
 
-from headstart import Callback, Learner, ModelCheckpoint
+from headstart import Callback, ImageData, Learner, ModelCheckpoint, StopTraining
 from headstart.training.callback import Order
 from headstart.training.checkpoint import read_weights
 
@@ -96,6 +98,68 @@ def test_a_second_signal_leaves_at_once(tmp_path, number, raised):
     with pytest.raises(raised):
         trained(tmp_path, note, twice)
     assert batches == []
+
+
+def stop_at_once(callback: Any, *arguments: Any) -> None:
+    raise StopTraining("at once")
+
+
+@pytest.mark.parametrize(("number", "raised"), SIGNALS)
+@pytest.mark.parametrize(
+    ("hook", "stop"),
+    [("on_train_end", None), ("on_epoch_end", "on_epoch_end"), ("on_train_batch_begin", "on_loss_ready")],
+)
+def test_a_signal_for_which_no_step_is_left_ends_the_script_after_the_fit(tmp_path, number, raised, hook, stop):
+    more = [] if stop is None else [At(**{stop: stop_at_once})]
+    sent = Send(number, hook, 0)
+    sent.order = Order.DATA
+    with pytest.raises(raised):
+        trained(tmp_path, sent, *more)
+    assert (tmp_path / "fit-1" / "finished.safetensors").exists()
+
+
+def test_a_signal_is_heeded_where_nobody_reads_what_is_told(tmp_path):
+    """As with `python train.py 2>&1 | tee log`, of which the same Ctrl-C ends both."""
+    read, write = os.pipe()
+    os.close(read)
+    before = os.dup(2)
+    os.dup2(write, 2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path, Send(signal.SIGINT, "on_train_batch_begin", 3))
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(write)
+    assert (tmp_path / "fit-1" / "state-000001.safetensors").exists()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_signal_that_the_loaders_processes_hear_too_is_heeded(shapes_folder, tmp_path, batch):
+    """As where a scheduler tells every process of a job."""
+    torch.manual_seed(0)
+    data = ImageData.from_folder(shapes_folder, image_size=24, batch_size=8, workers=2)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 24 * 24, 3))
+    learner = Learner(network, data, device="cpu")
+
+    def tell_all(callback, number, logs):
+        if number == batch:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGTERM)
+                child.join(10)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as left:
+        learner.fit(
+            2,
+            1e-3,
+            callbacks=[ModelCheckpoint(tmp_path), At(on_train_batch_begin=tell_all)],
+            accumulate=2,
+            resume=True,
+            verbose=False,
+        )
+    assert left.value.code == 143
+    assert not isinstance(left.value.__cause__, AssertionError)
 
 
 def test_handlers_of_ones_own_are_left_alone():

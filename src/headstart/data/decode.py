@@ -5,6 +5,7 @@ Finding files is the business of `sources`, making tensors that of `preprocessin
 """
 
 import contextlib
+import errno
 import re
 import stat
 import warnings
@@ -160,11 +161,19 @@ def _failure_named(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # its parsers let through whatever they stumble over: struct.error, IndexError, ...
+        if is_want(error):
+            raise
         raise UnreadableError(
             f"{name} cannot be read: {_reason(error)}",
             "a whole picture, of a format that Pillow knows and of a sane size",
             "Look at it in a picture viewer; replace it by a good copy or delete it.",
         ) from error
+
+
+def is_want(error: Exception) -> bool:
+    """Say whether a picture could not be had for want of memory or of free file handles, which is not its fault."""
+    wants = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in wants)
 
 
 def _reason(error: Exception) -> str:
@@ -254,6 +263,8 @@ def _complaint(path: Path) -> str:
         if not whole:
             _decode(path)
     except Exception as error:  # as in `_failure_named`
+        if is_want(error):
+            raise
         return _reason(error)
     return ""
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from headstart.data.augment import View
-from headstart.data.decode import UnreadableError, at_most
+from headstart.data.decode import UnreadableError, at_most, is_want
 from headstart.data.preprocessing import described
 from headstart.data.settings import MOST_SKIPPED
 from headstart.data.sources import Source
@@ -317,7 +317,9 @@ class Readable(Dataset[Any]):
             place = number % self._size
             try:
                 sample = self._views[place, seed]
-            except OSError:  # of a dataset that opens its pictures itself
+            except OSError as error:  # of a dataset that opens its pictures itself
+                if is_want(error):
+                    raise
                 passed.append(place)
                 continue
             if not isinstance(sample, UnreadableError):

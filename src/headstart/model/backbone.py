@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from headstart.drawing import table
 from headstart.errors import ConfigError, listing
@@ -213,4 +214,4 @@ class Backbone:
 
 def _is_of_batches(module: nn.Module) -> bool:
     """Say whether a module normalises by what a batch has in common, as BatchNorm does in training."""
-    return isinstance(module, _BatchNorm) or hasattr(module, "running_var")
+    return isinstance(module, _BatchNorm) or (hasattr(module, "running_var") and not isinstance(module, _InstanceNorm))

@@ -25,8 +25,8 @@ of the mean over all its pictures, as if they had been one big batch.
 A *polite* stop, `run.stop(reason)`, finishes the batch, validates and ends the epoch. An *immediate* one,
 `raise StopTraining(reason)`, goes straight to on_train_end. So does an error or Ctrl-C, which then goes on its way.
 
-Not here: devices, memory, optimizers, schedules, clipping, printing, paths. Only this file calls `backward` and steps an
-optimizer, and nothing in it waits for the device while training.
+Not here: devices, memory, optimizers, schedules, clipping, printing, paths. Only this file calls `backward` and steps
+an optimizer, and nothing in it waits for the device while training.
 """
 
 from collections.abc import Callable, Iterable

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from headstart.errors import CheckpointError
 
-_TAGS = ("$tensor", "$tuple", "$dict", "$float")
+_TAGS = ("$tensor", "$tuple", "$dict", "$float", "$dtype")
 """How what JSON does not have is written: a mapping with one of these as its only key."""
 
 
@@ -20,7 +21,7 @@ def pack(value: Any, where: str) -> tuple[Any, dict[str, Tensor]]:
     """Take a value apart.
 
     Args:
-        value: None, a bool, an int, a float, a str, a tensor, or a list, a tuple or a mapping of such values.
+        value: None, a bool, an int, a float, a str, a tensor, a dtype of torch, or a list, a tuple or a mapping of such.
         where: what the value is, for messages, and what the names of its tensors begin with.
 
     Returns:
@@ -59,6 +60,8 @@ def unpack(words: Any, tensors: Mapping[str, Tensor]) -> Any:
         return tensors[held]
     if tag == "$float":
         return float(held)
+    if tag == "$dtype":
+        return getattr(torch, held)
     items = [unpack(item, tensors) for item in held]
     return tuple(items) if tag == "$tuple" else dict(items)
 
@@ -75,6 +78,8 @@ def _packed(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
             name += "'"
         tensors[name] = value
         return {"$tensor": name}
+    if isinstance(value, torch.dtype):
+        return {"$dtype": str(value).removeprefix("torch.")}
     if isinstance(value, list | tuple):
         items = [_packed(item, f"{where}.{place}", tensors) for place, item in enumerate(value)]
         return {"$tuple": items} if isinstance(value, tuple) else items

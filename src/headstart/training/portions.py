@@ -89,6 +89,7 @@ class Portions:
         Raises:
             OutOfMemory: memory has run out, and the batch may not be split, or not further.
         """
+        self._run.outputs.grad = None  # a callback may have asked for it
         noted = self._may_split and not to_none
         self._held = [(p, p.grad, _version(p.grad)) for p in self._trained()] if noted else None
         with self._trying(pictures):
@@ -103,6 +104,8 @@ class Portions:
         if not (self._is_split or self._ran_out):
             return
         gradient = self._gradient_at_outputs()
+        if gradient is None:
+            return  # the loss does not depend on them
         lacking = self._untouched() if self._ran_out else self._trained()
         run.outputs, run.loss = run.outputs.detach(), run.loss.detach()  # with all that they kept in memory
         buffers = self._copied_buffers()
@@ -146,7 +149,7 @@ class Portions:
         """Raise unless the batch may be split further."""
         if self._may_split and pictures > 1:
             return
-        smaller = f"batch_size={-(-pictures // 2)} with accumulate=2 takes half the memory for the same step."
+        smaller = self._smaller(pictures)
         if pictures == 1:
             todo = "Take a smaller image_size or network, precision='bf16', or freeze more: unfreeze(from_layer)."
         elif self._on_oom == "raise":
@@ -161,14 +164,21 @@ class Portions:
         needed = "a step that takes less memory" if pictures == 1 else "fewer pictures at once"
         raise OutOfMemory(f"out of memory with {count} ({first})", needed, todo) from error
 
-    def _gradient_at_outputs(self) -> Tensor:
-        """Give the loss's gradient at the outputs, if that is all of it."""
+    def _smaller(self, pictures: int) -> str:
+        """Say which settings take half of the memory."""
+        if not torch.is_grad_enabled():
+            return f"batch_size={-(-pictures // 2)} takes half the memory."
+        half, twice = -(-pictures // 2), 2 * self._run.accumulate
+        return f"batch_size={half} with accumulate={twice} takes half the memory for the same step."
+
+    def _gradient_at_outputs(self) -> Tensor | None:
+        """Give the loss's gradient at the outputs, after making sure that all that has not arrived is in it."""
         run = self._run
-        if run.outputs.grad is None or (self._ran_out and _leads_around(run.loss, run.outputs)):
+        if self._ran_out and (run.outputs.grad is None or _leads_around(run.loss, run.outputs)):
             raise OutOfMemory(
                 f"out of memory in the backward pass of {len(run.batch)} pictures, with a loss that a callback made",
                 "a loss of run.outputs alone: it is made only once, and the network is asked again in portions",
-                f"Take batch_size={-(-len(run.batch) // 2)} with accumulate=2.",
+                self._smaller(len(run.batch)),
             )
         return run.outputs.grad
 

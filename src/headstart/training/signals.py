@@ -4,11 +4,12 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 from headstart.data.loading import Pair
+from headstart.errors import DataError
 from headstart.training.run import Run
 
 _DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
@@ -41,7 +42,8 @@ def listening(run: Run) -> Iterator[None]:
             taken.setdefault(signal.SIGCHLD, signal.getsignal(signal.SIGCHLD))
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         # Whoever is printing now may not be printed over by a handler.
-        os.write(2, b"\nfinishing the step; once more leaves at once\n")
+        with suppress(OSError):  # nobody may be listening: the same Ctrl-C has ended a `| tee log`
+            os.write(2, b"\nfinishing the step; once more leaves at once\n")
 
     for number in list(taken):
         signal.signal(number, handle)
@@ -50,6 +52,8 @@ def listening(run: Run) -> Iterator[None]:
     finally:
         for number, handler in taken.items():
             signal.signal(number, handler)
+    if run.signal is not None:  # it came when no step was left, or a callback ended the fit first
+        raise run.departure(run.signal)
 
 
 def heeding(run: Run, pairs: Iterable[Pair], group: Sequence[int] = ()) -> Iterator[Pair]:
@@ -62,7 +66,7 @@ def heeding(run: Run, pairs: Iterable[Pair], group: Sequence[int] = ()) -> Itera
     """
     try:
         yield from pairs
-    except RuntimeError as error:
+    except (RuntimeError, DataError) as error:
         if run.signal is None:
             raise
         if not group:
