@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from headstart.errors import CheckpointError, ConfigError, Demands, is_count, is_number
+from headstart.errors import CheckpointError, ConfigError, Demands, is_count, is_number, listing
 from headstart.files import as_path, demand_writable, files_in
 from headstart.training.callback import Callback, Order
 from headstart.training.checkpoint import digest_in
@@ -20,6 +20,7 @@ BEST, LAST = "best.safetensors", "last.safetensors"
 _NEW = ".best-new.safetensors"
 _UNNAMED = re.compile(r"\.best-(new|[0-9a-f]{64})\.safetensors")
 _BEST = re.compile(r"best(-([2-9]|[1-9]\d+))?\.safetensors")
+_BEGUN = ".begun"  # lies there from the beginning of a fit until its first state: models beside it are of that fit
 _WRITTEN = re.compile(rf"({_UNNAMED.pattern})|({_BEST.pattern})|(last|epoch-(\d{{3}}|[1-9]\d{{3,}}))\.safetensors")
 
 
@@ -125,7 +126,8 @@ class ModelCheckpoint(Callback):
             monitor.check(run, "ModelCheckpoint")
         folder = self._folder_of(run)
         demand_writable(folder, "ModelCheckpoint")
-        if folder.is_dir() and any(folder.iterdir()) and not (self.overwrite or run.resume):
+        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if there - {"lock", _BEGUN} and not (self.overwrite or run.resume):
             raise CheckpointError(
                 f"{folder}, which holds another run",
                 "an empty or a new folder",
@@ -138,7 +140,11 @@ class ModelCheckpoint(Callback):
         return self._folder_of(run)
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Start comparing; remove what an overwritten run left."""
+        """Start comparing; remove what an overwritten run left, or one that died before its first state.
+
+        Raises:
+            CheckpointError: the fit does not go on with a run, and there are models of another one.
+        """
         self._folder = self._folder_of(self.run)
         self._monitor = self._monitor_of(self.run)
         if self._monitor is not None:
@@ -146,8 +152,20 @@ class ModelCheckpoint(Callback):
         self._best_files = []
         self._saved_at = time.monotonic()
         if not self.run.resumed:
-            for old in files_in(self.folder, _WRITTEN):
-                old.unlink()
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        models, mark = files_in(self.folder, _WRITTEN), self.folder / _BEGUN
+        if models and not (self.overwrite or mark.exists()):
+            raise CheckpointError(
+                f"{self.folder}, which holds models ({listing(path.name for path in models)}) of a run without a state",
+                "an empty or a new folder, or one with a state to go on from",
+                "Name another directory, or pass overwrite=True to ModelCheckpoint to replace what is there.",
+            )
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+        for old in models:
+            old.unlink()
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Save a state when it is time."""
@@ -188,6 +206,7 @@ class ModelCheckpoint(Callback):
 
         A new one gets its name only when a state knows of it: a run that is gone on with finds the files that it had.
         """
+        (self.folder / _BEGUN).unlink(missing_ok=True)
         names = dict(
             zip(kept, [BEST, *(f"best-{place}.safetensors" for place in range(2, self.keep + 1))], strict=False)
         )

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from headstart.errors import ConfigError
 from headstart.files import demand_space
 from headstart.training import snapshot
@@ -44,6 +46,7 @@ class Keeping(Callback):
         self._held: Held | None = None
         self._loop: Loop | None = None
         self._saved_at = ""
+        self._place: tuple[Any, ...] = ()
         self._writer = Writer()
 
     @contextmanager
@@ -77,16 +80,18 @@ class Keeping(Callback):
         return held is not None and held.finished
 
     def begin(self, loop: Loop) -> None:
-        """Let the fit stand where it was left, or make room for its states."""
+        """Let the fit stand where it was left.
+
+        Raises:
+            CheckpointError: the disk is too full for a state, or what was left does not fit; nothing has been changed.
+        """
         self._loop, held = loop, self._held
-        if held is None:
-            self.folder.clear()
-        else:
-            snapshot.put_back(loop, held.state)
-            print(_told(held, loop.run))  # noqa: T201 - that less is trained than asked for must not go unseen
-        self.folder.sweep()
         size = sum(tensor.nbytes for tensor in pack(snapshot.take(loop), "state")[1].values())
         demand_space(self.folder.path, size, "a state of the run")
+        if held is not None:
+            snapshot.put_back(loop, held.state)
+            self.folder.sweep()
+            print(_told(held, loop.run))  # noqa: T201 - that less is trained than asked for must not go unseen
         loop.run.save_state = self._save
         loop.run.write = self._writer.submit
 
@@ -98,8 +103,13 @@ class Keeping(Callback):
         self._held = None  # as large as the network and its moments
 
     def on_train_begin(self, logs: Logs) -> None:  # noqa: ARG002
-        """Let the callbacks remember, now that all of them have begun anew."""
+        """Let the callbacks remember, now that all of them have begun anew; or make room for the states of a new run."""
+        resumed = self._held is not None
         self.load_callbacks()
+        pack(self._state(), "state")  # refuses now, and not after an epoch, what no file can hold
+        if not resumed:
+            self.folder.clear()
+            self.folder.sweep()
 
     def on_train_end(self, logs: Logs) -> None:  # noqa: ARG002
         """Write what the fit came to, or say how to go on."""
@@ -111,14 +121,20 @@ class Keeping(Callback):
             print(f"{words}: the state is in {self.folder.path}")  # noqa: T201 - who stopped it wants to know
 
     def _save(self) -> None:
-        """Copy the state, and let it be written while training goes on."""
-        if self.whole_epochs and self.run.batches_done and not self.run.has_trained:
+        """Copy the state, and let it be written while training goes on; once where several callbacks ask for it."""
+        run = self.run
+        place = (run.epoch, run.batches_done, run.stop_reason)
+        if place == self._place or (self.whole_epochs and run.batches_done and not run.has_trained):
             return
+        self._place = place
         self._writer.wait()  # so that there is never more than one copy
         words, tensors = pack(self._state(), "state")
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-        self._writer.submit(partial(self.folder.keep, words, copies, self.facts))
-        self._saved_at = _place(self.run)
+        self._writer.submit(partial(self._keep, words, copies, _place(run)))
+
+    def _keep(self, words: Any, tensors: dict[str, Tensor], place: str) -> None:
+        self.folder.keep(words, tensors, self.facts)
+        self._saved_at = place
 
     def _state(self) -> dict[str, Any]:
         if self._loop is None:

@@ -21,7 +21,7 @@ def pack(value: Any, where: str) -> tuple[Any, dict[str, Tensor]]:
     """Take a value apart.
 
     Args:
-        value: None, a bool, an int, a float, a str, a tensor, a dtype of torch, or a list, a tuple or a mapping of such.
+        value: None, a bool, an int, a float, a str, a tensor, a dtype, or a list, a tuple or a mapping of them.
         where: what the value is, for messages, and what the names of its tensors begin with.
 
     Returns:

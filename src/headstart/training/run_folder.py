@@ -50,6 +50,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._damaged: list[Path] = []
 
     def keep(self, words: Any, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Write a state; of those before it only the last one stays.
@@ -101,11 +102,14 @@ class RunFolder:
         paths = [self._file(number) for number in sorted(self._numbers(), reverse=True)]
         if finished and (self.path / _FINISHED).exists():
             paths.insert(0, self.path / _FINISHED)
-        damaged: list[Path] = []
+        damaged = self._damaged = []
         for path in paths:
             try:
                 tensors, description = read_weights(path)
             except DamagedError:
+                damaged.append(path)
+                continue
+            if not {"state", "facts"} <= description.keys():  # whole, and of another kind
                 damaged.append(path)
                 continue
             if damaged:
@@ -126,9 +130,9 @@ class RunFolder:
             file.unlink()
 
     def sweep(self) -> None:
-        """Remove what writes left behind that were cut short."""
-        for file in files_in(self.path, _UNFINISHED_WRITE):
-            file.unlink()
+        """Remove what writes left behind that were cut short, and the damaged files that `newest` has passed over."""
+        for file in [*files_in(self.path, _UNFINISHED_WRITE), *self._damaged]:
+            file.unlink(missing_ok=True)
 
     def _write(self, name: str, words: Any, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         write_weights(self.path / name, tensors, {"state": words, "facts": facts})

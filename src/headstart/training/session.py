@@ -88,6 +88,7 @@ class Session:
     optimizer: Optimizer | None = field(default=None, init=False)
     histories: list[History] = field(default_factory=list, init=False)
     run: Run | None = field(default=None, init=False)
+    _was_cut_short: bool = field(default=False, init=False)
     _prepare: Callable[[Pair], Batch] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -131,13 +132,16 @@ class Session:
         if isinstance(train, SourceBatches):
             run.pictures = lambda batch: train.pictures(run.fit, run.epoch, batch)
         self.optimizer, self.run = run.optimizer, run
+        del self.histories[run.fit - 1 :]
         self.histories.append(run.history)
+        self._was_cut_short = True
         try:
             with accounting(train, val), loop.hooks.bound(), preserved(), listening(run):
                 if over is not None:
                     over.load_callbacks()
                 else:
                     loop.fit(train, val)
+            self._was_cut_short = False
         finally:
             if told := loop.scaler.told():
                 print(told)  # noqa: T201 - what was not learned must not go unseen
@@ -223,7 +227,8 @@ class Session:
             self._directions(val=self.data.val is not None, callbacks=callbacks),
             optimizer,
             History(params=params),
-            fit=len(self.histories) + 1,
+            # In a notebook the call that was interrupted is made once more, and goes on with the same fit.
+            fit=len(self.histories) + (0 if plan.resume and self._was_cut_short else 1),
             epochs=plan.epochs,
             batches=batches,
             accumulate=plan.accumulate,

@@ -13,6 +13,8 @@ from headstart.model.weights import forget_cached
 from headstart.training.checkpoint import demand_same
 from headstart.training.loop import Loop
 
+_EXTRA = "_extra_state"  # where torch keeps what `get_extra_state` gives
+
 
 def take(loop: Loop) -> dict[str, Any]:
     """Give all that a fit has changed, but for what its callbacks remember; tensors are not copied.
@@ -62,11 +64,20 @@ def tensors_of(network: nn.Module) -> dict[str, Any]:
 def put_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy values into a network's own tensors."""
     own = tensors_of(network)
-    demand_same(own, tensors, "the state of the run")
+    demand_same(_shaped(own), _shaped(tensors), "the state of the run")
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
+        for name, value in tensors.items():
+            path, _, last = name.rpartition(".")
+            if last == _EXTRA:
+                network.get_submodule(path).set_extra_state(value)
+            else:
+                own[name].copy_(value)
     forget_cached(network)
+
+
+def _shaped(values: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Leave out what modules keep beside tensors: it may be anything."""
+    return {name: value for name, value in values.items() if name.rpartition(".")[2] != _EXTRA}
 
 
 def lay_as_parameters(optimizer: torch.optim.Optimizer) -> None:
