@@ -57,10 +57,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         mode = path.stat().st_mode & 0o7777 if path.is_file() else None
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else mode | 0o600))
+        mode = temporary.stat().st_mode & 0o7777 if mode is None else mode
         write(temporary)
         _flush(temporary)
-        if mode is not None:
-            temporary.chmod(mode)
+        temporary.chmod(mode)  # safetensors puts a file of its own there, which nobody else may read
         temporary.replace(path)
         _flush(path.parent)
     except OSError as error:

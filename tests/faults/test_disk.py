@@ -103,7 +103,7 @@ def test_a_disk_that_is_too_full_from_the_start_is_refused_before_training(disk)
     note = At(on_train_begin=lambda callback, logs: seen.append(1))
     error = refusal(CheckpointError, lambda: fit(small / "run", note))
     assert "MB free" in error.arrived
-    assert "a state of the run" in error.needed
+    assert "three states of the run" in error.needed
     assert seen == []
 
 

@@ -14,6 +14,8 @@ from torch.nn import functional
 from headstart import HeadstartError, ModelCheckpoint
 from headstart.training.portions import OutOfMemory
 
+COST = ", which costs a second forward pass"
+
 
 class Full(torch.autograd.Function):
     """Runs out of memory on its way back when more than `most` pictures come by."""
@@ -213,14 +215,16 @@ def test_evaluation_and_prediction_go_through_in_portions_and_say_the_same():
 
 def test_what_fits_is_tried_out_once(capsys):
     network = Small(plain_network(), forward=3, evaluation=4)
-    made_learner(pairs(8, 8), pairs(8), network=network).fit(2, 0.1, verbose=False)
+    learner = made_learner(pairs(8, 8), pairs(8), network=network)
+    learner.fit(2, 0.1, verbose=False)
+    learner.evaluate()
+    learner.predict(pairs(8)[0][0])
     failed = [size for size in network.seen if size > 4]
     assert failed == [8, 8]  # the first batch of training, the first of evaluation
     told = capsys.readouterr().out.splitlines()
     assert told[1:] == [
-        "out of memory with 8 pictures: batches go through the network 4 at a time, which costs a second forward pass",
-        "out of memory with 4 pictures: batches go through the network 2 at a time, which costs a second forward pass",
-        "out of memory with 8 pictures: batches go through the network 4 at a time",
+        f"out of memory with 8 pictures: training takes 2 at a time through the network{COST}",
+        "out of memory with 8 pictures: evaluation takes 4 at a time through the network",
     ]
 
 

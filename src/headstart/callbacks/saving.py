@@ -190,6 +190,8 @@ class ModelCheckpoint(Callback):
 
     def on_train_end(self, logs: Logs) -> None:
         """Let the best models have their names, also where a fit was stopped at once."""
+        if self._folder is not None and not files_in(self.folder, _WRITTEN):
+            (self.folder / _BEGUN).unlink(missing_ok=True)
         if self.run.status in ("completed", "stopped"):
             self.run.write(partial(self._name_best, self._best_files))
 

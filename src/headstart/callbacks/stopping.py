@@ -120,19 +120,40 @@ class EarlyStopping(Callback):
 class _Step:
     """What one step was made of, until it is known whether it was finite."""
 
-    loss: Tensor
-    gradients: Tensor
-    batches: list[tuple[int, Tensor]]
+    finite: "_Read"
+    batches: list[tuple[int, Tensor, Tensor]]
     statistics: list[Tensor]
+
+
+class _Read:
+    """Values on their way from a device, which nobody waits for before they are read."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._values = values
+        if values.device.type == "cuda":
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def read(self) -> list[bool]:
+        """Give the values; waits for the work that made them, and for none that was asked for later."""
+        if self._event is not None:
+            self._event.synchronize()
+        found: list[bool] = self._values.tolist()
+        return found
 
 
 class TerminateOnNaN(Callback):
     """Stop when a loss or a gradient is not finite, with the pictures it came from; weights stay as they were before.
 
     A step whose loss or gradients hold nan or infinity is not taken, and the statistics of the norms go back to what
-    they were before its batches. The epoch is then ended as after any other stop, with a network that still works.
+    they were before its batches. The epoch is then ended as after any other stop. Weights that finite steps have ruined
+    before, as a rate that is far too high does, stay ruined: the best ones are in the file of a ModelCheckpoint.
 
-    On a GPU nothing waits: a fused optimizer passes over the step there, and what happened is read one step later.
+    On a GPU nothing waits: a fused optimizer passes over the step there, and what happened is read one step later, so
+    the step after it is still taken. An optimizer that is not fused has to wait.
     With fp16 a gradient that is too large is no reason to stop, since the scaled loss makes some of them so: those
     steps are passed over in any fit, and counted.
 
@@ -147,7 +168,7 @@ class TerminateOnNaN(Callback):
 
     def _begin(self) -> None:
         self._losses: list[Tensor] = []
-        self._open: list[tuple[int, Tensor]] = []
+        self._open: list[tuple[int, Tensor, Tensor]] = []
         self._statistics: list[Tensor] = []
         self._waiting: list[_Step] = []
 
@@ -163,7 +184,8 @@ class TerminateOnNaN(Callback):
     def on_loss_ready(self) -> None:
         """Look at the loss, and at what was said of each picture."""
         self._losses.append(self.run.loss.detach().isfinite())
-        self._open.append((self.run.batches_done, self.run.outputs.detach().isfinite().all(1)))
+        given = self.run.batch.images.detach().flatten(1).sum(1).isfinite()
+        self._open.append((self.run.batches_done, given, self.run.outputs.detach().isfinite().all(1)))
 
     def on_step_begin(self) -> None:
         """Keep the step from being taken if it is not finite."""
@@ -174,10 +196,10 @@ class TerminateOnNaN(Callback):
         gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
         loss = torch.stack(self._losses).all()
         largest = nn.utils.get_total_norm(gradients, math.inf)  # of no gradients it is 0
-        step = _Step(loss, largest.isfinite().to(loss.device), self._open, self._statistics)
+        gradient = largest.isfinite().to(loss.device)
+        finite = loss & gradient
+        self._waiting.append(_Step(_Read(torch.stack([loss, gradient])), self._open, self._statistics))
         self._open, self._losses = [], []
-        self._waiting.append(step)
-        finite = step.loss & step.gradients
         if all(group.get("fused") for group in groups):
             vars(optimizer)["found_inf"] = (~finite).float()  # what a GradScaler tells a fused optimizer, too
         elif not finite:
@@ -206,9 +228,9 @@ class TerminateOnNaN(Callback):
         """Look at steps that have been taken or not; the first that was not ends the fit."""
         for step in list(steps):
             self._waiting.remove(step)
-            scaled = self.run.outputs.dtype == torch.float16
-            is_overflow = step.loss and scaled
-            if not (step.loss and step.gradients) and not is_overflow:
+            loss, gradient = step.finite.read()
+            is_overflow = loss and self.run.outputs.dtype == torch.float16
+            if not (loss and gradient) and not is_overflow:
                 for buffer, before in zip(self.run.backbone.statistics, step.statistics, strict=True):
                     buffer.copy_(before)
                 self.run.stop(self._reason(step))
@@ -216,16 +238,20 @@ class TerminateOnNaN(Callback):
                 return
 
     def _reason(self, step: _Step) -> str:
-        what = "a gradient" if step.loss else "the loss"
-        numbers = [number + 1 for number, _ in step.batches]
+        what = "a gradient" if step.finite.read()[0] else "the loss"
+        numbers = [number + 1 for number, *_ in step.batches]
         batches = f"batch {numbers[0]}" if len(numbers) == 1 else f"batches {numbers[0]} to {numbers[-1]}"
-        names = []
-        for number, finite in step.batches:
-            pictures = self.run.pictures(number)
-            bad = [name for name, is_finite in zip(pictures, finite.tolist(), strict=False) if not is_finite]
-            names += bad or (pictures if bool(finite.all()) else [])
-        told = f": {listing(names)}" if names else ""
-        return f"{what} of epoch {self.run.epoch + 1}, {batches}, is not finite{told}"
+        told = f"{what} of epoch {self.run.epoch + 1}, {batches}, is not finite"
+        pictures = [
+            (name, given, answered)
+            for number, *finite in step.batches
+            for name, given, answered in zip(self.run.pictures(number), *map(Tensor.tolist, finite), strict=False)
+        ]
+        broken = [name for name, given, _ in pictures if not given]
+        suspected = [name for name, _, answered in pictures if not answered] or [name for name, *_ in pictures]
+        if broken or not suspected:
+            return f"{told}: {listing(broken)}" if broken else told
+        return f"{told}: {listing(suspected)}; the pictures are finite, the rate may be too high"
 
     def state_dict(self) -> dict[str, Any]:
         """Give nothing: what has not been read yet is read first, and put right if it has to be."""

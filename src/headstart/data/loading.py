@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,8 +32,11 @@ Pair = tuple[Tensor, Tensor]
 probabilities `[batch, classes]`, float."""
 
 
-SILENCE = 30.0
+SILENCE = 25.0
 """Seconds in which no process has begun a picture, after which they count as hanging."""
+
+_LOOK = 5.0
+"""Seconds after which one looks again whether they have, at the most."""
 
 
 _SHARED = Path("/dev/shm")  # noqa: S108 - not a place for files of ours: torch lets processes share memory there
@@ -90,7 +94,7 @@ class SourceBatches:
         views = Views(source, view, least_side, self._at)
         self._loader: DataLoader[Any] = DataLoader(
             Readable(views, len(source)) if skips else views,
-            timeout=SILENCE if workers > 0 else 0,
+            timeout=min(_LOOK, SILENCE) if workers > 0 else 0,
             batch_sampler=self._order,
             num_workers=workers,
             collate_fn=collate_readable if skips else collate,
@@ -150,8 +154,8 @@ class SourceBatches:
 
     def _next(self, batches: Iterator[Any]) -> Any:
         """Wait for a batch as long as some process begins a picture now and then; None is the end."""
+        begun, since = None if self._at is None else self._at.clone(), time.monotonic()
         while True:
-            begun = None if self._at is None else self._at.clone()
             try:
                 return next(batches, None)
             except RuntimeError as error:
@@ -159,7 +163,9 @@ class SourceBatches:
                     raise lost from error
                 if begun is None or self._at is None or not str(error).startswith("DataLoader timed out"):
                     raise
-                if torch.equal(begun, self._at):
+                if not torch.equal(begun, self._at):
+                    begun, since = self._at.clone(), time.monotonic()
+                elif time.monotonic() - since >= SILENCE:
                     raise self._lost(f"no new picture for {SILENCE:.0f} s", self._at) from error
 
     def lost(self, error: RuntimeError) -> DataError | None:

@@ -32,6 +32,7 @@ from headstart.errors import ConfigError, is_number, nearest
 from headstart.files import as_path
 from headstart.training.metrics import Direction, Logs
 from headstart.training.run import Run
+from headstart.training.words import words_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -95,7 +96,7 @@ class Callback:
     run: Run
     learner: "LearnerLike"
     params: Mapping[str, Any]
-    _made_with: Mapping[str, Any] = {}
+    _made_with: Mapping[str, str] = {}
     incidental: ClassVar[Collection[str]] = ()
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
@@ -104,7 +105,9 @@ class Callback:
         with suppress(TypeError):  # its own __init__ will say what is wrong
             signature = inspect.signature(cls.__init__).bind(callback, *arguments, **keywords)
             signature.apply_defaults()
-            callback._made_with = dict(list(signature.arguments.items())[1:])
+            # In words, at once: what it was given may change while it works.
+            made_with = list(signature.arguments.items())[1:]
+            callback._made_with = {name: words_for(value) for name, value in made_with}
         return callback
 
     def __init_subclass__(cls, **keywords: Any) -> None:

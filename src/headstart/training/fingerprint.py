@@ -2,7 +2,6 @@
 
 import hashlib
 import platform
-import types
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -16,22 +15,22 @@ from headstart.data.image_data import ImageData, OwnLoader, Part
 from headstart.data.sources import FolderSource
 from headstart.errors import CheckpointError
 from headstart.training.callback import Callback, Order
+from headstart.training.words import words_for
 from headstart.version import VERSION
-
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 def of_callbacks(callbacks: Iterable[Callback]) -> list[str]:
     """Name those callbacks that have a say in what comes out, with the arguments that matter for it."""
-    return [words_for(callback) for callback in callbacks if callback.order != Order.REPORT]
+    return [_words_for(callback) for callback in callbacks if callback.order != Order.REPORT]
 
 
 def of_data(data: ImageData) -> dict[str, Any]:
-    """Say what is trained on: files by their places, labels and sizes, in order; anything else by its length."""
+    """Say what is trained on: files by their places and labels, in order, and by sizes; anything else by its length."""
     return {
         "classes": list(data.classes),
         "train": _part(data.train),
         "val": _part(data.val),
+        **{f"sizes of the {name} files": _sizes(part) for name, part in (("train", data.train), ("val", data.val))},
         "batch_size": data.batch_size,
         "image_size": data.image_size,
         "augment": words_for(data.augment),
@@ -46,6 +45,15 @@ def of_network(network: nn.Module, frozen: Sequence[str]) -> dict[str, Any]:
         "network": f"{type(network).__name__} of {len(shapes)} tensors ({_digest(shapes)})",
         "frozen": f"{len(frozen)} parameters ({_digest(frozen)})",
     }
+
+
+def of_weights(network: nn.Module) -> str:
+    """Give a digest of all that a network holds."""
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        if isinstance(tensor, Tensor):
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def of_machine(device: torch.device) -> dict[str, Any]:
@@ -64,14 +72,16 @@ def of_machine(device: torch.device) -> dict[str, Any]:
 def demand_same_run(facts: Mapping[str, Any], held: Mapping[str, Any], path: Path) -> None:
     """Refuse to go on with a run that was asked for something else; only its epochs may have become more.
 
-    Another machine, or other versions of the libraries, are told as a warning.
+    Another machine, other versions of the libraries, and other weights at the start of a later fit are told as
+    warnings, and so are sizes of files where unreadable ones are passed over.
 
     Raises:
         CheckpointError: something differs; all of it is listed.
     """
     asked, was = facts["asked"], held["asked"]
     keys = [key for key in {**was, **asked} if was.get(key) != asked.get(key)]
-    different = [key for key in keys if key != "epochs" or asked[key] < was[key]]
+    told = [key for key in keys if key in facts["may_differ"]]
+    different = [key for key in keys if key not in told and (key != "epochs" or asked[key] < was[key])]
     if different:
         raise CheckpointError(
             f"{path.parent}, which holds another run: "
@@ -84,62 +94,24 @@ def demand_same_run(facts: Mapping[str, Any], held: Mapping[str, Any], path: Pat
     moved = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
     if moved:
         warnings.warn(f"{path.parent} goes on elsewhere, its last bits may differ: {'; '.join(moved)}", stacklevel=2)
+    if told:
+        warnings.warn(f"{path.parent} goes on with files that have changed: {', '.join(told)}", stacklevel=2)
+    if facts["start"] != held["start"]:
+        warnings.warn(
+            f"{path.parent} began with other weights than those at hand: what an earlier fit has come to since is not "
+            "in it. To have it in, train this fit anew in another directory",
+            stacklevel=2,
+        )
 
 
-def words_for(value: Any, depth: int = 4) -> str:
-    """Describe a value so that equal ones read the same in every process: no addresses, functions by what they hold.
-
-    Example:
-        >>> words_for((0.1, Path("a/b"), {"every": [1, 2]}))
-        "(0.1, 'a/b', {every: (1, 2)})"
-    """
-    if isinstance(value, _PLAIN):
-        return repr(value)
-    if isinstance(value, Path):
-        return repr(str(value))
-    if depth == 0 or isinstance(value, type):
-        return str(getattr(value, "__qualname__", type(value).__qualname__))
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {words_for(item, depth - 1)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple | set | frozenset):
-        items = [words_for(item, depth - 1) for item in value]
-        return f"({', '.join(sorted(items) if isinstance(value, set | frozenset) else items)})"
-    return _words_for_object(value, depth)
-
-
-def _words_for_object(value: Any, depth: int) -> str:
-    if isinstance(value, Tensor):
-        return f"Tensor {list(value.shape)} ({hashlib.sha256(value.detach().cpu().numpy().tobytes()).hexdigest()[:8]})"
-    if isinstance(value, Callback):
-        matter = {name: item for name, item in value._made_with.items() if name not in value.incidental}  # noqa: SLF001 - noted for this page
-        return f"{type(value).__name__}({_arguments(matter, depth)})"
-    if isinstance(value, types.FunctionType):
-        return f"{value.__qualname__}({_arguments(_held(value), depth)})"
-    text = repr(value)
-    if " at 0x" not in text:
-        return text
-    return f"{type(value).__qualname__}({_arguments(getattr(value, '__dict__', {}), depth)})"
-
-
-def _arguments(values: Mapping[str, Any], depth: int) -> str:
-    return ", ".join(f"{name}={words_for(item, depth - 1)}" for name, item in values.items())
-
-
-def _held(function: types.FunctionType) -> dict[str, Any]:
-    """Give what a function works with: its constants, its defaults, and what it has from where it was made."""
-    code = function.__code__
-    constants = [value for value in code.co_consts if isinstance(value, _PLAIN)]
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    defaults = {**(function.__kwdefaults__ or {}), "": function.__defaults__ or ()}
-    return {
-        "constants": constants,
-        **({"defaults": defaults} if any(defaults.values()) else {}),
-        **dict(zip(code.co_freevars, cells, strict=True)),
-    }
+def _words_for(callback: Callback) -> str:
+    made_with = callback._made_with  # noqa: SLF001 - noted for this page
+    matter = [f"{name}={words}" for name, words in made_with.items() if name not in callback.incidental]
+    return f"{type(callback).__name__}({', '.join(matter)})"
 
 
 def _part(part: Part | None) -> str:
-    """Describe a part of the data by its length and, of files, a digest of their places, labels and sizes."""
+    """Describe a part of the data by its length and, of files, a digest of their places and labels."""
     if part is None:
         return "none"
     if not isinstance(part, FolderSource):
@@ -147,8 +119,12 @@ def _part(part: Part | None) -> str:
         return f"{len(part)} of a {type(kind).__name__}"
     root = _common(part.paths)
     files = zip(part.paths, part.labels, strict=True)
-    lines = [f"{path.relative_to(root)} {label} {_size(path)}" for path, label in files]
-    return f"{len(part)} pictures ({_digest(lines)})"
+    return f"{len(part)} pictures ({_digest(f'{path.relative_to(root)} {label}' for path, label in files)})"
+
+
+def _sizes(part: Part | None) -> str:
+    """Give a digest of the sizes of files."""
+    return _digest(str(_size(path)) for path in part.paths) if isinstance(part, FolderSource) else "none"
 
 
 def _size(path: Path) -> int | None:

@@ -15,6 +15,7 @@ from headstart.training.callback import Callback, Order
 from headstart.training.fingerprint import demand_same_run
 from headstart.training.loop import Loop
 from headstart.training.metrics import Logs
+from headstart.training.optimizer import size_of_moments
 from headstart.training.packing import pack
 from headstart.training.run import Run
 from headstart.training.run_folder import Held, RunFolder
@@ -86,8 +87,12 @@ class Keeping(Callback):
             CheckpointError: the disk is too full for a state, or what was left does not fit; nothing has been changed.
         """
         self._loop, held = loop, self._held
-        size = sum(tensor.nbytes for tensor in pack(snapshot.take(loop), "state")[1].values())
-        demand_space(self.folder.path, size, "a state of the run")
+        tensors = snapshot.tensors_of(loop.run.network).values()
+        size = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor)) + size_of_moments(loop.optimizer)
+        if held is None:
+            demand_space(self.folder.path, 3 * size, "three states of the run, two kept and one being written")
+        elif not held.finished:
+            demand_space(self.folder.path, size, "a state of the run")
         if held is not None:
             snapshot.put_back(loop, held.state)
             self.folder.sweep()
@@ -103,7 +108,7 @@ class Keeping(Callback):
         self._held = None  # as large as the network and its moments
 
     def on_train_begin(self, logs: Logs) -> None:  # noqa: ARG002
-        """Let the callbacks remember, now that all of them have begun anew; or make room for the states of a new run."""
+        """Let the callbacks remember, now that all have begun anew; or make room for the states of a new run."""
         resumed = self._held is not None
         self.load_callbacks()
         pack(self._state(), "state")  # refuses now, and not after an epoch, what no file can hold
@@ -172,13 +177,18 @@ def _named(callbacks: Sequence[Callback]) -> dict[str, Callback]:
 
 
 def _told(held: Held, run: Run) -> str:
+    why = "" if run.stop_reason is None else f" ({run.stop_reason})"
     if held.finished:
         epochs = f"{len(run.history)} epoch{'s' * (len(run.history) != 1)}"
         return (
-            f"fit {run.fit} came to its end before, after {epochs}: {held.path} is loaded. To train anew, name another "
-            "directory, or pass ModelCheckpoint(overwrite=True) and resume=False"
+            f"fit {run.fit} came to its end before, after {epochs}{why}: {held.path} is loaded. To train anew, name "
+            "another directory, or pass ModelCheckpoint(overwrite=True) and resume=False"
         )
-    return f"fit {run.fit} goes on at {_place(run)} ({held.path})"
+    if not run.has_epochs:
+        return f"fit {run.fit} had trained its last epoch{why} ({held.path})"
+    planned = held.facts["asked"]["epochs"]
+    more = f"; {planned} epochs were planned, a schedule is laid out over {run.epochs} now" * (planned != run.epochs)
+    return f"fit {run.fit} goes on at {_place(run)} ({held.path}){more}"
 
 
 def _place(run: Run) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import timm.optim
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from headstart.errors import ConfigError, nearest
@@ -156,6 +156,18 @@ def carry_over(old: Optimizer | None, new: Optimizer) -> None:
             kept = {key: value for key, value in old.param_groups[0].items() if key not in group}
             group.update(copy.deepcopy(kept))
     _complete_momentum(new)
+
+
+def size_of_moments(optimizer: Optimizer) -> int:
+    """Give the bytes that an optimizer keeps beside the weights, or probably will when it has not begun."""
+    if optimizer.state:
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        return sum(value.nbytes for value in states if isinstance(value, Tensor))
+    size = 0
+    for group in optimizer.param_groups:
+        moments = 2 if "betas" in group else 1 if group.get("momentum") else 0
+        size += moments * sum(parameter.nbytes for parameter in group["params"] if parameter.requires_grad)
+    return size
 
 
 def forget(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:

@@ -35,14 +35,17 @@ class Portions:
         on_oom: `"auto"` splits where that changes nothing but time: not where norms look at the batch as a whole;
             `"split"` splits always, `"raise"` never.
         reseed: seeds what the network draws from in training, for the batch in progress.
+        most: pictures at once in training (True) and in evaluation (False), where memory has run out before; is kept
+            up to date.
     """
 
-    def __init__(self, run: Run, on_oom: OnOom, reseed: Callable[[], None]) -> None:
+    def __init__(self, run: Run, on_oom: OnOom, reseed: Callable[[], None], most: dict[bool, int]) -> None:
         self._run = run
         self._on_oom = on_oom
         self._reseed = reseed
-        self._most: dict[bool, int] = {}  # pictures at once in training (True) and in evaluation, where it is known
+        self._most = most
         self._is_split = self._ran_out = False
+        self._untold = 0  # pictures that memory did not hold, until it is known how many it does
         self._held: list[tuple[nn.Parameter, Tensor | None, int]] | None = None
 
     def state_dict(self) -> dict[str, int | None]:
@@ -135,11 +138,19 @@ class Portions:
             self._demand_way_out(pictures, error)
             self._ran_out = True
         if self._ran_out:  # the error is gone by now, and with it all that its frames kept in memory
-            most = self._most[torch.is_grad_enabled()] = -(-pictures // 2)
+            self._most[torch.is_grad_enabled()] = -(-pictures // 2)
+            self._untold = self._untold or pictures
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            cost = ", which costs a second forward pass" if torch.is_grad_enabled() else ""
-            print(f"out of memory with {pictures} pictures: batches go through the network {most} at a time{cost}")  # noqa: T201
+        elif self._untold:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Say what fits, now that it is known."""
+        trains = torch.is_grad_enabled()
+        what, cost = ("training", ", which costs a second forward pass") if trains else ("evaluation", "")
+        most, pictures, self._untold = self._most[trains], self._untold, 0
+        print(f"out of memory with {pictures} pictures: {what} takes {most} at a time through the network{cost}")  # noqa: T201
 
     @property
     def _may_split(self) -> bool:

@@ -19,12 +19,12 @@ from headstart.data.image_data import ImageData, OwnLoader, Part
 from headstart.data.loading import Batches, Pair, SourceBatches, accounting
 from headstart.data.preprocessing import Preprocessing
 from headstart.data.sources import FolderSource
-from headstart.errors import ConfigError, listing
+from headstart.errors import CheckpointError, ConfigError, listing
 from headstart.model.backbone import Backbone
 from headstart.randomness import STEP, derive, preserved, seed_step
 from headstart.training.batch import Batch, choose_memory_format, preparer
 from headstart.training.callback import Callback, Hooks, Order, added_keys, check_callbacks
-from headstart.training.fingerprint import of_callbacks, of_data, of_machine, of_network, words_for
+from headstart.training.fingerprint import of_callbacks, of_data, of_machine, of_network, of_weights
 from headstart.training.history import History
 from headstart.training.keeping import Keeping, find_folder
 from headstart.training.loop import Loop, Loss
@@ -41,6 +41,7 @@ from headstart.training.portions import OnOom, Portions
 from headstart.training.precision import Precision
 from headstart.training.run import LearnerLike, Run
 from headstart.training.signals import listening
+from headstart.training.words import words_for
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -89,6 +90,8 @@ class Session:
     histories: list[History] = field(default_factory=list, init=False)
     run: Run | None = field(default=None, init=False)
     _was_cut_short: bool = field(default=False, init=False)
+    _pictures_at_once: dict[bool, int] = field(default_factory=dict, init=False)
+    _start: str = field(default="", init=False)  # digest of the weights that the last fit began with
     _prepare: Callable[[Pair], Batch] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -101,6 +104,7 @@ class Session:
     def fit(self, plan: FitPlan, callbacks: Sequence[Callback], learner: LearnerLike) -> History:
         """Train as planned and give what happened, epoch by epoch."""
         self.backbone.take_stock()
+        self._pictures_at_once.pop(True, None)  # what trains may take more memory, or less, than in the last fit
         demand_trainable(self.backbone)
         pin = self.device.type == "cuda"
         train = self.data.train_batches(self.seed, pin_memory=pin)
@@ -113,9 +117,9 @@ class Session:
                 keeping = self._keeping(run, callbacks)
                 if keeping is not None:
                     open_files.enter_context(keeping.opened())
-                is_over = keeping is not None and keeping.find(run)
+                is_over = keeping is not None and self._is_over(keeping, run)
                 if not is_over:
-                    self.data.check(*(name for name in ("train", "val") if getattr(self.data, name) is not None))
+                    self._check_data()
                 own = self._own_callbacks(plan)
                 loop = self._loop(run, [*own, *callbacks, *([keeping] if keeping else [])], learner, plan.on_oom)
                 if keeping is not None:
@@ -151,6 +155,17 @@ class Session:
             run.apply_deferred()
             self.backbone.network.eval()
 
+    def _is_over(self, keeping: Keeping, run: Run) -> bool:
+        """Look for what an earlier process left; say whether it had come to its end."""
+        try:
+            return keeping.find(run)
+        except CheckpointError:
+            self._check_data()  # pictures that broke say more than that they are not the same
+            raise
+
+    def _check_data(self) -> None:
+        self.data.check(*(name for name in ("train", "val") if getattr(self.data, name) is not None))
+
     def _keeping(self, run: Run, callbacks: Sequence[Callback]) -> Keeping | None:
         """Give what keeps the states of a fit, if anything does, with what must be the same to go on from them."""
         folder = find_folder(callbacks, run)
@@ -160,15 +175,24 @@ class Session:
             **run.params,
             **of_network(self.backbone.network, self.backbone.frozen),
             "loss": words_for(self.loss),
-            "metrics": [*self.metrics],
-            "optimizer": words_for(self.optimizer_choice),
+            "metrics": {name: words_for(metric) for name, metric in self.metrics.items()},
+            "optimizer": f"{words_for(self.optimizer_choice)} ({type(run.optimizer).__name__})",
             "weight_decay": self.weight_decay,
             "precision": self.precision.name,
             "seed": self.seed,
             **of_data(self.data),
             "callbacks": of_callbacks(callbacks),
         }
-        facts = {"asked": asked, "machine": of_machine(self.device)}
+        if run.fit > len(self.histories):  # else it is the fit that was cut short in this process, begun with others
+            self._start = of_weights(self.backbone.network) if run.fit > 1 else ""
+        facts = {
+            "asked": asked,
+            "machine": of_machine(self.device),
+            "start": self._start,
+            "may_differ": ["sizes of the train files", "sizes of the val files"]
+            if self.data.on_error == "skip"
+            else [],
+        }
         return Keeping(folder, facts, callbacks, whole_epochs=isinstance(self.data.train, OwnLoader))
 
     def _own_callbacks(self, plan: FitPlan) -> list[Callback]:
@@ -264,7 +288,7 @@ class Session:
             len(self.data.classes),
             self.precision,
             self.precision.scaler(),
-            Portions(run, on_oom, reseed),
+            Portions(run, on_oom, reseed, self._pictures_at_once),
             seed,
             Tally(self.metrics, self.device),
             Tally(self.metrics, self.device),
