@@ -1,6 +1,7 @@
 """Files of weights: what goes in comes out, every changed bit is noticed, and nothing is ever half-written."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ def small(tmp_path: Path) -> Path:
 
 
 # What goes in comes out
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_a_file_has_the_permissions_that_any_new_file_has(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_weights(tmp_path / "weights.safetensors", {"a": torch.zeros(3)}, {})
+        (tmp_path / "plain").write_text("")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_tensors_of_every_kind_and_their_description_come_back_as_they_were(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from handmade import Noting, plain_network, refusal, same, weights
+from handmade import Noting, made_learner, pairs, plain_network, refusal, same, weights
 from interrupted import ALWAYS, NEVER, Death, DiedError, differences, fit, left
 from torch import nn
 
@@ -19,6 +19,7 @@ from headstart import (
     Callback,
     CheckpointError,
     ConfigError,
+    DataError,
     EarlyStopping,
     ImageData,
     Learner,
@@ -28,6 +29,7 @@ from headstart import (
     cosine,
 )
 from headstart.training.callback import Order
+from headstart.training.checkpoint import read_weights
 
 MOMENTS = [
     ("on_train_begin", 0),
@@ -296,8 +298,8 @@ def test_batches_of_ones_own_loader_go_on_at_the_ends_of_epochs(tmp_path):
 # What is refused
 
 
-def fit_plainly(learner: Learner, folder: Path, epochs: int = 2, **options: Any) -> Any:
-    callbacks = [EarlyStopping(patience=3), ModelCheckpoint(folder)]
+def fit_plainly(learner: Learner, folder: Path, *more: Callback, epochs: int = 2, **options: Any) -> Any:
+    callbacks = [EarlyStopping(patience=3), ModelCheckpoint(folder), *more]
     return learner.fit(
         **{"epochs": epochs, "lr": 1e-3, "callbacks": callbacks, "verbose": False, "resume": True, **options}
     )
@@ -453,3 +455,233 @@ def test_the_time_of_an_epoch_that_another_process_began_is_that_of_this_one(mak
     seconds = [float(found) for found in re.findall(r"\((\d+\.\d) s\)", capsys.readouterr().out)]
     assert len(seconds) == 2
     assert max(seconds) < 60
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_models_without_a_state_to_go_on_from_are_left_alone(make, tmp_path):
+    fit_plainly(make(), tmp_path)
+    folder = tmp_path / "fit-1"
+    for state in [*folder.glob("state-*"), folder / "finished.safetensors"]:
+        state.unlink()  # to have the space back
+    kept = (folder / "best.safetensors").read_bytes()
+    error = refusal(CheckpointError, lambda: fit_plainly(make(), tmp_path))
+    assert "of a run without a state" in error.arrived
+    assert (folder / "best.safetensors").read_bytes() == kept
+    learner = make()
+    learner.fit(1, 1e-3, callbacks=[ModelCheckpoint(tmp_path, overwrite=True)], resume=True, verbose=False)
+    assert (folder / "best.safetensors").read_bytes() != kept
+
+
+def test_a_second_checkpoints_models_of_another_run_are_left_alone(make, tmp_path):
+    second = tmp_path / "second"
+    make().fit(1, 1e-3, callbacks=[ModelCheckpoint(second)], verbose=False)
+    (second / "fit-1" / "finished.safetensors").unlink()
+    before = names(second / "fit-1")
+    both = [ModelCheckpoint(tmp_path / "first"), ModelCheckpoint(second)]
+    refusal(CheckpointError, lambda: make().fit(1, 1e-3, callbacks=both, resume=True, verbose=False))
+    assert names(second / "fit-1") == before
+
+
+def test_a_run_that_died_before_its_first_state_begins_again(make, tmp_path, monkeypatch):
+    """Models of the first epoch are there, no state is, and only the mark tells whose they are."""
+    saving = ModelCheckpoint(tmp_path)
+    monkeypatch.setattr(saving, "_save_state", lambda: None)
+    with pytest.raises(DiedError):
+        make().fit(2, 1e-3, callbacks=[saving, Death("on_epoch_begin", 1)], verbose=False)
+    assert "last.safetensors" in names(tmp_path / "fit-1")
+    assert not any(name.startswith("state") for name in names(tmp_path / "fit-1"))
+    fit_plainly(again := make(), tmp_path)
+    fit_plainly(whole := make(), tmp_path / "whole")
+    assert differences(left(again), left(whole)) == []
+
+
+def test_a_lock_that_is_left_is_no_run(make, tmp_path):
+    (tmp_path / "fit-1").mkdir()
+    (tmp_path / "fit-1" / "lock").write_text("123")
+    make().fit(1, 1e-3, callbacks=[ModelCheckpoint(tmp_path)], verbose=False)
+
+
+def test_in_a_notebook_the_call_that_was_cut_short_is_made_once_more(make, tmp_path):
+    whole = make()
+    fit(whole, tmp_path / "whole")
+    learner = make()
+    with pytest.raises(DiedError):
+        fit(learner, tmp_path / "cut", Death("on_train_batch_begin", 8))
+    fit(learner, tmp_path / "cut")
+    assert differences(left(learner), left(whole)) == []
+    assert names(tmp_path / "cut") == {"fit-1", "log.csv"}
+
+
+def test_so_is_one_of_a_second_fit(make, tmp_path, recwarn):
+    whole = two_phases(make(), tmp_path / "whole")
+    learner = make()
+    with pytest.raises(DiedError):
+        two_phases(learner, tmp_path / "cut", Death("on_train_batch_begin", 8))
+    fit(learner, tmp_path / "cut", seconds=NEVER, lr=1e-3)
+    assert differences(left(learner), left(whole)) == []
+    assert not recwarn.list
+
+
+def test_a_later_fit_that_began_with_other_weights_says_so(make, tmp_path, capsys):
+    two_phases(make(), tmp_path)
+    again = make()
+    again.freeze()
+    fit(again, tmp_path, seconds=NEVER, epochs=3)
+    assert "2 epochs were planned, a schedule is laid out over 3 now" in capsys.readouterr().out
+    again.unfreeze(1)
+    with pytest.warns(UserWarning, match="began with other weights than those at hand"):
+        fit(again, tmp_path, seconds=NEVER, lr=1e-3)
+
+
+def test_what_a_callback_was_given_may_change_while_it_works(make, tmp_path):
+    class Counting(Callback):
+        def __init__(self, seen: dict[str, int]) -> None:
+            self.seen = seen
+
+        def on_train_batch_end(self, batch, logs):
+            self.seen["batches"] += 1
+
+    def script() -> Learner:
+        learner, counting = make(), Counting({"batches": 0})
+        fit_plainly(learner, tmp_path, counting)
+        fit_plainly(learner, tmp_path, counting)
+        return learner
+
+    assert differences(left(script()), left(script())) == []
+
+
+def test_python_and_numpy_draw_the_same_in_a_callback(make, tmp_path):
+    class Mixing(Callback):
+        def on_batch_ready(self):
+            batch = self.run.batch
+            share = np.random.beta(1, 1) + random.random()  # noqa: S311 - nothing is hidden by it
+            self.run.batch = type(batch)(batch.images * share, batch.targets)
+
+    fits = []
+    for workers in (0, 2):
+        fit(whole := make(workers=workers), tmp_path / f"whole{workers}", Mixing())
+        fits.append(left(whole))
+    assert differences(*fits) == []
+    died(make(), tmp_path / "cut", more=[Mixing()])
+    fit(again := make(), tmp_path / "cut", Mixing())
+    assert differences(left(again), fits[0]) == []
+
+
+def test_what_cannot_be_kept_is_refused_before_the_first_batch(make, tmp_path):
+    class Hoarding(Callback):
+        def state_dict(self):
+            return {"seen": np.zeros(3)}
+
+    noting = Noting()
+    error = refusal(CheckpointError, lambda: fit_plainly(make(), tmp_path, Hoarding(), noting))
+    assert "state.callbacks.Hoarding.seen" in error.arrived
+    assert "on_epoch_begin" not in noting.names
+
+
+def test_a_fit_that_is_refused_leaves_the_run_before_it_and_the_network_alone(make, tmp_path, monkeypatch):
+    fit_plainly(make(), tmp_path)
+    before = names(tmp_path / "fit-1")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    overwriting = {"callbacks": [ModelCheckpoint(tmp_path, overwrite=True)], "verbose": False}
+    refusal(CheckpointError, lambda: make().fit(1, 1e-3, **overwriting))
+    assert names(tmp_path / "fit-1") == before
+
+
+def test_the_damaged_state_goes_when_a_fit_goes_on(make, tmp_path):
+    died(make(), tmp_path)
+    states = sorted((tmp_path / "fit-1").glob("state-*"))
+    states[-1].write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="damaged; going on from"):
+        died(make(), tmp_path, "on_train_batch_begin", 1)
+    assert states[-1].name not in names(tmp_path / "fit-1") or states[-1].read_bytes() != b"damaged"
+
+
+def test_a_state_of_another_kind_is_passed_over(make, tmp_path):
+    fit(whole := make(), tmp_path / "whole")
+    died(make(), tmp_path / "cut")
+    newest = max((tmp_path / "cut" / "fit-1").glob("state-*"))
+    shutil.copy(tmp_path / "whole" / "fit-1" / "last.safetensors", newest)
+    with pytest.warns(UserWarning, match="going on from"):
+        fit(again := make(), tmp_path / "cut")
+    assert differences(left(again), left(whole)) == []
+
+
+def test_two_checkpoints_keep_one_state_of_each_moment(make, tmp_path):
+    both = [ModelCheckpoint(tmp_path / "one", every_seconds=ALWAYS), ModelCheckpoint(tmp_path / "two")]
+    with pytest.raises(DiedError):
+        make().fit(2, 1e-3, callbacks=[*both, Death("on_epoch_begin", 1)], verbose=False)
+    moments = [
+        read_weights(path)[1]["state"]["run"]["epoch"] * 100 + read_weights(path)[1]["state"]["run"]["batches_done"]
+        for path in sorted((tmp_path / "one" / "fit-1").glob("state-*"))
+    ]
+    assert moments == [5, 100]
+
+
+class Remembering(nn.Linear):
+    """A layer that keeps something beside its tensors, as torch lets it."""
+
+    seen = 0
+
+    def forward(self, values):
+        self.seen += self.training
+        return super().forward(values)
+
+    def get_extra_state(self):
+        return torch.tensor(self.seen)
+
+    def set_extra_state(self, state):
+        self.seen = int(state)
+
+
+def test_what_a_layer_keeps_beside_its_tensors_comes_back(tmp_path):
+    def learner() -> Learner:
+        network = nn.Sequential(*list(plain_network())[:-1], Remembering(8, 3))
+        nn.init.zeros_(network[-1].weight)
+        nn.init.zeros_(network[-1].bias)
+        return made_learner(pairs(4, 4), pairs(2), network=network)
+
+    fit(whole := learner(), tmp_path / "whole", epochs=4, accumulate=1)
+    with pytest.raises(DiedError):
+        fit(learner(), tmp_path / "cut", Death("on_train_batch_begin", 5), epochs=4, accumulate=1)
+    fit(again := learner(), tmp_path / "cut", epochs=4, accumulate=1)
+    assert again.model[-1].seen == whole.model[-1].seen == 8
+
+
+@pytest.mark.parametrize("name", ["adafactorbv", "lion", "adopt"])
+def test_optimizers_with_state_of_every_kind_go_on(make, tmp_path, name):
+    fit(whole := make(optimizer=name), tmp_path / "whole")
+    died(make(optimizer=name), tmp_path / "cut")
+    fit(again := make(optimizer=name), tmp_path / "cut")
+    assert differences(left(again), left(whole)) == []
+
+
+def test_a_finished_fit_says_why_it_ended(make, tmp_path, capsys):
+    stopping = type("Stopping", (Callback,), {"on_epoch_end": lambda self, epoch, logs: self.run.stop("good enough")})
+    fit_plainly(make(), tmp_path, stopping())
+    fit_plainly(make(), tmp_path, stopping())
+    assert "came to its end before, after 1 epoch (good enough): " in capsys.readouterr().out
+
+
+def test_no_state_is_promised_that_could_not_be_written(make, tmp_path, monkeypatch, capsys):
+    def full(*arguments):
+        raise CheckpointError("the disk is full", "space", "Free some space.")
+
+    monkeypatch.setattr("headstart.training.run_folder.write_weights", full)
+    refusal(CheckpointError, lambda: fit(make(), tmp_path))
+    assert "goes on at" not in capsys.readouterr().out
+
+
+def test_broken_pictures_say_more_than_that_they_are_other_ones(make, tmp_path, shapes_folder):
+    root = Path(shutil.copytree(shapes_folder, tmp_path / "shapes"))
+    died(make(root=root), tmp_path / "run")
+    bad = root / "train" / "circle" / "03.jpg"
+    bad.write_text("words")
+    error = refusal(DataError, lambda: fit(make(root=root), tmp_path / "run"))
+    assert str(bad) in error.arrived
+    passing_over = ImageData.from_folder(root, image_size=32, batch_size=8, workers=0, on_error="skip")
+    with pytest.warns(UserWarning, match="goes on with files that have changed: sizes of the train files"):
+        fit(again := make(data=passing_over), tmp_path / "run")
+    assert len(again.history) == 3
