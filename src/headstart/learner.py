@@ -278,7 +278,7 @@ class Learner:
         demands.check("layer_lr_decay", layer_lr_decay, decays, "a factor in (0, 1], or None")
         demands.check("accumulate", accumulate, is_count(accumulate), "a whole number of batches, 1 or more")
         demands.check("clip_norm", clip_norm, clip_norm is None or _is_positive(clip_norm), "a norm above 0, or None")
-        demands.check("resume", resume, isinstance(resume, bool), "True or False")
+        demands.check("resume", resume, isinstance(resume, bool), "True or False; a ModelCheckpoint has the folder")
         demands.check("on_oom", on_oom, on_oom in get_args(OnOom), "'auto', 'split' or 'raise'")
         demands.check("callbacks", callbacks, isinstance(callbacks, Iterable | Callback), "a list of callbacks")
         demands.settle()

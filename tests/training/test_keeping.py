@@ -435,6 +435,7 @@ def test_where_no_state_is_whole_nothing_is_trained(make, tmp_path):
         state.write_bytes(b"")
     error = refusal(CheckpointError, lambda: fit(make(), tmp_path))
     assert "state-000004.safetensors" in error.arrived
+    assert "The weights in best.safetensors, last.safetensors may be whole: learner.load_weights" in error.todo
 
 
 def test_what_a_write_left_that_was_cut_short_is_swept_away(make, tmp_path):

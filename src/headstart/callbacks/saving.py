@@ -28,8 +28,9 @@ class ModelCheckpoint(Callback):
     """Save the best and the last model of each fit; `Learner.load` opens them.
 
     The n-th fit of a Learner writes into `directory/fit-n/`, so one directory serves all phases of a training:
-    `best.safetensors` after every epoch in which the monitored value improved, `last.safetensors` after every
-    `every_epochs` epochs and after the last one. Beside them lie the last two states of the run, from which
+    `best.safetensors` after every epoch in which the monitored value improved (it gets its name in the background, when
+    a state of the run is written that knows of it), `last.safetensors` after every `every_epochs` epochs and after the
+    last one. Beside them lie the last two states of the run, from which
     `fit(..., resume=True)` goes on, and in the end what it came to. A file is whole or not there, whatever happens.
 
     Args:

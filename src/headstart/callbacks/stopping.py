@@ -184,7 +184,7 @@ class TerminateOnNaN(Callback):
     def on_loss_ready(self) -> None:
         """Look at the loss, and at what was said of each picture."""
         self._losses.append(self.run.loss.detach().isfinite())
-        given = self.run.batch.images.detach().flatten(1).sum(1).isfinite()
+        given = self.run.batch.images.detach().sum((1, 2, 3)).isfinite()
         self._open.append((self.run.batches_done, given, self.run.outputs.detach().isfinite().all(1)))
 
     def on_step_begin(self) -> None:

@@ -18,6 +18,7 @@ from headstart.training.packing import unpack
 _FINISHED = "finished.safetensors"
 _STATE = re.compile(r"state-\d{6,}\.safetensors")
 _KEPT_FILES = re.compile(rf"({_STATE.pattern})|{re.escape(_FINISHED)}")
+_MODEL = re.compile(r"(best|last|epoch)[-\d]*\.safetensors")
 _UNFINISHED_WRITE = re.compile(r"\..+\.safetensors\.[0-9a-f]{8}")
 _KEPT = 2  # so that a damaged one costs a few minutes and not the run
 
@@ -117,10 +118,12 @@ class RunFolder:
                 warnings.warn(f"{names} in {self.path}: damaged; going on from {path.name}", stacklevel=2)
             return Held(path, unpack(description["state"], tensors), description["facts"], path.name == _FINISHED)
         if damaged:
+            there = sorted(path.name for path in files_in(self.path, _MODEL))
+            models = f"The weights in {listing(there)} may be whole: learner.load_weights(file). " if there else ""
             raise CheckpointError(
                 f"{self.path}, in which {listing(bad.name for bad in damaged)} are damaged",
                 "a folder with one state that is whole",
-                "Train anew: give ModelCheckpoint another directory, or overwrite=True and fit resume=False.",
+                f"{models}Train anew: give ModelCheckpoint another directory, or overwrite=True and fit resume=False.",
             )
         return None
 
