@@ -47,7 +47,7 @@ class Keeping(Callback):
         self._held: Held | None = None
         self._loop: Loop | None = None
         self._saved_at = ""
-        self._place: tuple[Any, ...] = ()
+        self._kept_at: tuple[Any, ...] = ()
         self._writer = Writer()
 
     @contextmanager
@@ -129,9 +129,9 @@ class Keeping(Callback):
         """Copy the state, and let it be written while training goes on; once where several callbacks ask for it."""
         run = self.run
         place = (run.epoch, run.batches_done, run.stop_reason)
-        if place == self._place or (self.whole_epochs and run.batches_done and not run.has_trained):
+        if place == self._kept_at or (self.whole_epochs and run.batches_done and not run.has_trained):
             return
-        self._place = place
+        self._kept_at = place
         self._writer.wait()  # so that there is never more than one copy
         words, tensors = pack(self._state(), "state")
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
