@@ -32,6 +32,16 @@ def assets() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def unflushed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for the disk, which takes minutes in all: what a killed process has written is there all the same.
+
+    That files are flushed, and when, is looked at in `test_files.py`.
+    """
+    if request.path.name != "test_files.py":
+        monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 @pytest.fixture(scope="session")
 def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Draw three classes of shapes as JPEG files: 24 to train on and 9 to validate on of each. Do not write into it."""

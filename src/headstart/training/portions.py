@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from headstart.errors import HeadstartError
+from headstart.errors import ConfigError
 from headstart.training.run import Run
 
 OnOom = Literal["auto", "split", "raise"]
@@ -23,7 +23,7 @@ _WORDS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_
 """How those parts of torch put it that do not raise the class which is meant for it."""
 
 
-class OutOfMemory(HeadstartError, torch.OutOfMemoryError):  # noqa: N818 - torch's name is taken, and it is one of those
+class OutOfMemory(ConfigError, torch.OutOfMemoryError):  # noqa: N818 - torch's name is taken, and it is one of those
     """Memory does not hold a batch, and the batch may not be split, or not further."""
 
 
