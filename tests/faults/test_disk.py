@@ -66,7 +66,7 @@ def disk(tmp_path):
     def make(size: str, options: str = "rw") -> Path:
         place = tmp_path / f"disk{len(mounted)}"
         place.mkdir()
-        command = [shutil.which("mount") or "mount", "-t", "tmpfs", "-o", f"size={size},{options}", "tmpfs", place]
+        command = [shutil.which("mount") or "false", "-t", "tmpfs", "-o", f"size={size},{options}", "tmpfs", place]
         done = subprocess.run(command, check=False)  # noqa: S603
         if done.returncode:
             pytest.skip("needs the right to mount a disk")

@@ -125,7 +125,7 @@ for workers in (2, "auto"):
 
 
 def test_shared_memory_that_is_full_is_named(tmp_path):
-    unshare = shutil.which("unshare") or "unshare"
+    unshare = shutil.which("unshare") or "false"
     command = f"mount -t tmpfs -o size=1m tmpfs /dev/shm && exec {sys.executable} {tmp_path / 'script.py'}"
     (tmp_path / "script.py").write_text(SCARCE)
     if subprocess.run([unshare, "-m", "mount", "-t", "tmpfs", "tmpfs", tmp_path], check=False).returncode:  # noqa: S603
