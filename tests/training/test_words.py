@@ -14,6 +14,7 @@ from torch.optim import SGD, Adam
 from torchmetrics.classification import MulticlassFBetaScore
 from torchvision.transforms import v2
 
+from headstart import Callback
 from headstart.training.words import words_for
 
 
@@ -84,3 +85,21 @@ def test_a_name_without_a_value_yet_is_no_trouble():
         return words, later
 
     assert "later=None" in outer()[0]
+
+
+class Unfinished:
+    def __repr__(self):
+        raise AttributeError("not yet")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.zeros(2, device="meta"), nn.LazyLinear(3), torch.eye(2).to_sparse(), Unfinished()],
+    ids=["meta", "lazy", "sparse", "unfinished"],
+)
+def test_a_callback_may_be_given_what_cannot_be_described(value):
+    class Given(Callback):
+        def __init__(self, what):
+            self.what = what
+
+    assert Given(value).what is value

@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
-import hashlib
 import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from headstart.model.weights import digest_of
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
@@ -48,7 +48,7 @@ def arguments(values: Mapping[str, Any], depth: int = 4) -> str:
 def _words_for_object(value: Any, depth: int) -> str:
     name = type(value).__qualname__
     if isinstance(value, Tensor):
-        return f"Tensor {list(value.shape)} ({_digest(value)})"
+        return _words_for_tensor(value)
     if isinstance(value, nn.Module):
         return _words_for_module(value, depth)
     if isinstance(value, functools.partial):
@@ -62,13 +62,13 @@ def _words_for_object(value: Any, depth: int) -> str:
     if dataclasses.is_dataclass(value):
         fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
         return f"{name}({arguments(fields, depth)})"
-    text = repr(value)
-    return text if " at 0x" not in text else f"{name}({arguments(getattr(value, '__dict__', {}), depth)})"
+    text = _printed(value)
+    return f"{name}({arguments(getattr(value, '__dict__', {}), depth)})" if text is None else text
 
 
 def _words_for_module(module: nn.Module, depth: int) -> str:
     """Describe a loss, a metric or a pipeline by what it prints, by settings that it may not print, and by tensors."""
-    parts = [text for text in [repr(module)] if " at 0x" not in text]
+    parts = [text for text in [_printed(module)] if text is not None]
     for path, part in module.named_modules():
         own = {name: item for name, item in vars(part).items() if not name.startswith("_") and name != "training"}
         plain = {name: item for name, item in own.items() if not (isinstance(item, Tensor) or callable(item))}
@@ -77,9 +77,20 @@ def _words_for_module(module: nn.Module, depth: int) -> str:
     return "; ".join(parts)
 
 
-def _digest(tensor: Tensor) -> str:
-    values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # NumPy does not know every type
-    return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:8]
+def _words_for_tensor(tensor: Tensor) -> str:
+    try:
+        return f"Tensor {list(tensor.shape)} ({digest_of({'': tensor.detach().cpu()}, '')[:8]})"
+    except RuntimeError:  # lazy, sparse or without values: there is nothing to take a digest of
+        return f"Tensor of {tensor.layout} on {tensor.device}"
+
+
+def _printed(value: Any) -> str | None:
+    """Give what a value prints as, or None where that holds an address, or fails."""
+    try:
+        text = repr(value)
+    except Exception:  # of the user's own: a callback may be made before what it was given can be printed
+        return None
+    return None if " at 0x" in text else text
 
 
 def _held(function: types.FunctionType) -> dict[str, Any]:
