@@ -15,6 +15,7 @@ from headstart.training.checkpoint import digest_in
 from headstart.training.metrics import Logs
 from headstart.training.monitor import Monitor
 from headstart.training.run import Run
+from headstart.training.run_folder import LOCK
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 _NEW = ".best-new.safetensors"
@@ -128,7 +129,7 @@ class ModelCheckpoint(Callback):
         folder = self._folder_of(run)
         demand_writable(folder, "ModelCheckpoint")
         there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        if there - {"lock", _BEGUN} and not (self.overwrite or run.resume):
+        if there - {LOCK, _BEGUN} and not (self.overwrite or run.resume):
             raise CheckpointError(
                 f"{folder}, which holds another run",
                 "an empty or a new folder",

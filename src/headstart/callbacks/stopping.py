@@ -120,12 +120,12 @@ class EarlyStopping(Callback):
 class _Step:
     """What one step was made of, until it is known whether it was finite."""
 
-    finite: "_Read"
+    finite: "_Arriving"
     batches: list[tuple[int, Tensor, Tensor]]
     statistics: list[Tensor]
 
 
-class _Read:
+class _Arriving:
     """Values on their way from a device, which nobody waits for before they are read."""
 
     def __init__(self, values: Tensor) -> None:
@@ -198,7 +198,7 @@ class TerminateOnNaN(Callback):
         largest = nn.utils.get_total_norm(gradients, math.inf)  # of no gradients it is 0
         gradient = largest.isfinite().to(loss.device)
         finite = loss & gradient
-        self._waiting.append(_Step(_Read(torch.stack([loss, gradient])), self._open, self._statistics))
+        self._waiting.append(_Step(_Arriving(torch.stack([loss, gradient])), self._open, self._statistics))
         self._open, self._losses = [], []
         if all(group.get("fused") for group in groups):
             vars(optimizer)["found_inf"] = (~finite).float()  # what a GradScaler tells a fused optimizer, too

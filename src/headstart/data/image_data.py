@@ -336,7 +336,7 @@ class ImageData:
             # Only named augmentations shrink pictures first; a pipeline of the user's gets them in full.
             least_side=None if callable(self.augment) or self.augment is None else least_side(preprocessing),
             pin_memory=pin_memory,
-            skips=self.on_error == "skip",
+            skips=self.skips,
         )
 
     def eval_batches(self, part: Part, name: str, *, pin_memory: bool = False) -> Batches:
@@ -349,7 +349,7 @@ class ImageData:
             self.batch_size,
             workers=self._worker_count(part),
             pin_memory=pin_memory,
-            skips=self.on_error == "skip",
+            skips=self.skips,
         )
 
     def own_batches(self, part: OwnLoader, name: str) -> Batches:
@@ -375,7 +375,7 @@ class ImageData:
                 images, targets = next(iter(self.own_batches(chosen, part).epoch(0, 0)))
                 return images[:count], _labels(targets[:count])
             places = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long().tolist()
-            images, targets = gather(chosen, self.eval_view, places, skips=self.on_error == "skip")
+            images, targets = gather(chosen, self.eval_view, places, skips=self.skips)
         return images, _labels(targets)
 
     def _worker_count(self, source: Source | PictureList) -> int:
@@ -385,9 +385,14 @@ class ImageData:
         return worker_count(self.workers, pixels * (4 if own else 1))  # what is the user's own may give floats
 
     @property
+    def skips(self) -> bool:
+        """Whether pictures that cannot be read are passed over."""
+        return self.on_error == "skip"
+
+    @property
     def _most_skipped(self) -> float:
         """The share of unreadable pictures that a part may hold."""
-        return MOST_SKIPPED if self.on_error == "skip" else 0.0
+        return MOST_SKIPPED if self.skips else 0.0
 
     @property
     def eval_view(self) -> View:

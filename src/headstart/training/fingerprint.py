@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from headstart.data.image_data import ImageData, OwnLoader, Part
 from headstart.data.sources import FolderSource
 from headstart.errors import CheckpointError
+from headstart.model.weights import digest_of
 from headstart.training.callback import Callback, Order
 from headstart.training.words import words_for
 from headstart.version import VERSION
+
+SIZES = {"train": "sizes of the train files", "val": "sizes of the val files"}
+"""What the sizes of a part's files are called: where unreadable files are passed over, they may differ."""
 
 
 def of_callbacks(callbacks: Iterable[Callback]) -> list[str]:
@@ -30,7 +34,7 @@ def of_data(data: ImageData) -> dict[str, Any]:
         "classes": list(data.classes),
         "train": _part(data.train),
         "val": _part(data.val),
-        **{f"sizes of the {name} files": _sizes(part) for name, part in (("train", data.train), ("val", data.val))},
+        **{SIZES[name]: _sizes(part) for name, part in (("train", data.train), ("val", data.val))},
         "batch_size": data.batch_size,
         "image_size": data.image_size,
         "augment": words_for(data.augment),
@@ -49,11 +53,8 @@ def of_network(network: nn.Module, frozen: Sequence[str]) -> dict[str, Any]:
 
 def of_weights(network: nn.Module) -> str:
     """Give a digest of all that a network holds."""
-    digest = hashlib.sha256()
-    for tensor in network.state_dict().values():
-        if isinstance(tensor, Tensor):
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    state = network.state_dict().items()
+    return digest_of({name: tensor.cpu() for name, tensor in state if isinstance(tensor, Tensor)}, "")[:16]
 
 
 def of_machine(device: torch.device) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from headstart.model.weights import DamagedError
 from headstart.training.checkpoint import read_weights, write_weights
 from headstart.training.packing import unpack
 
+LOCK = "lock"
 _FINISHED = "finished.safetensors"
 _STATE = re.compile(r"state-\d{6,}\.safetensors")
 _KEPT_FILES = re.compile(rf"({_STATE.pattern})|{re.escape(_FINISHED)}")
@@ -82,7 +83,7 @@ class RunFolder:
         Raises:
             CheckpointError: another fit, of this process or another one, is at work there.
         """
-        with locked(self.path / "lock") as owner:
+        with locked(self.path / LOCK) as owner:
             if owner is not None:
                 raise CheckpointError(
                     f"{self.path}, in which process {owner} is training",

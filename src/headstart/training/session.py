@@ -24,7 +24,7 @@ from headstart.model.backbone import Backbone
 from headstart.randomness import STEP, derive, preserved, seed_step
 from headstart.training.batch import Batch, choose_memory_format, preparer
 from headstart.training.callback import Callback, Hooks, Order, added_keys, check_callbacks
-from headstart.training.fingerprint import of_callbacks, of_data, of_machine, of_network, of_weights
+from headstart.training.fingerprint import SIZES, of_callbacks, of_data, of_machine, of_network, of_weights
 from headstart.training.history import History
 from headstart.training.keeping import Keeping, find_folder
 from headstart.training.loop import Loop, Loss
@@ -189,9 +189,7 @@ class Session:
             "asked": asked,
             "machine": of_machine(self.device),
             "start": self._start,
-            "may_differ": ["sizes of the train files", "sizes of the val files"]
-            if self.data.on_error == "skip"
-            else [],
+            "may_differ": [*SIZES.values()] if self.data.skips else [],
         }
         return Keeping(folder, facts, callbacks, whole_epochs=isinstance(self.data.train, OwnLoader))
 
