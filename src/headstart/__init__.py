@@ -10,6 +10,7 @@ from headstart.callbacks.reporting import CSVLogger, ProgressBar
 from headstart.callbacks.saving import ModelCheckpoint
 from headstart.callbacks.schedule import LearningRateScheduler, LRSchedule, ReduceLROnPlateau
 from headstart.callbacks.stopping import EarlyStopping, TerminateOnNaN
+from headstart.data.cache import Cache
 from headstart.data.image_data import ImageData
 from headstart.data.preprocessing import Preprocessing
 from headstart.errors import BackboneError, CheckpointError, ConfigError, DataError, HeadstartError
@@ -25,6 +26,7 @@ from headstart.version import VERSION as __version__
 __all__ = [
     "BackboneError",
     "CSVLogger",
+    "Cache",
     "Callback",
     "CheckpointError",
     "ConfigError",

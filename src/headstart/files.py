@@ -114,18 +114,23 @@ def demand_writable(folder: Path, who: str) -> None:
         )
 
 
+def free_space(folder: Path) -> int:
+    """Give the free bytes of the disk that a folder is on, or will be on."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+
+
 def demand_space(folder: Path, size: int, what: str) -> None:
     """Refuse a disk that is already too full for a file that will be written to it.
 
     Args:
-        folder: where it will be written; there.
+        folder: where it will be written.
         size: of the file, in bytes, at the least.
         what: what the message calls it.
 
     Raises:
         CheckpointError: there is less space than that.
     """
-    free = shutil.disk_usage(folder).free
+    free = free_space(folder)
     if free < size:
         raise CheckpointError(
             f"{folder}, on a disk with {free / 1e6:.1f} MB free",

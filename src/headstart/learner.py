@@ -363,7 +363,7 @@ class Learner:
         """
         given = _listed(callbacks)
         pictures = PictureList.of(images)
-        batches = self.data.unlabelled_batches(pictures, pin_memory=self._session.device.type == "cuda")
+        batches = self.data.unlabelled_batches(pictures, for_gpu=self._session.device.type == "cuda")
         probabilities = self._session.predict(batches.epoch(0, 0), given, self)
         return Predictions(probabilities, self.data.classes, pictures.paths)
 

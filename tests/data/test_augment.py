@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision import transforms, tv_tensors
 from torchvision.transforms import v2
 
-from headstart.data.augment import PRESETS, check_augment, eval_view, least_side, named_steps, train_view
+from headstart.data.augment import PRESETS, RandomCrop, check_augment, eval_view, least_side, named_steps, train_view
 from headstart.data.decode import open_picture
 from headstart.data.preprocessing import Preprocessing, to_pixels
 from headstart.errors import ConfigError, DataError
@@ -179,13 +179,64 @@ def test_training_pictures_keep_room_around_what_the_network_sees_and_what_evalu
 def test_large_pictures_are_shrunk_before_they_are_cropped(size: tuple[int, int], expected: tuple[int, int]) -> None:
     view: Any = train_view(SMALL, "crop")
     assert least_side(SMALL) == 55
-    assert view.frame(coloured(*size)).size == expected
+    assert tuple(view.frame(coloured(*size)).shape) == (3, *expected[::-1])
 
 
-def test_a_small_picture_is_cropped_as_it_is() -> None:
-    picture = coloured(56, 55)
-    crop = v2.RandomResizedCrop((48, 48), scale=(0.35, 1.0), interpolation=SMALL.mode, antialias=True)
-    assert torch.equal(seen(train_view(SMALL, "crop"), picture, 5), seen(crop, to_pixels(picture), 5))
+@pytest.mark.parametrize("preprocessing", [SMALL, WIDE], ids=["square", "wide"])
+def test_shrinking_gives_what_torchvision_gives(preprocessing: Preprocessing) -> None:
+    picture = coloured(300, 200)
+    view: Any = train_view(preprocessing, "crop")
+    least = least_side(preprocessing)
+    expected = v2.functional.resize(to_pixels(picture), [least, round(least * 1.5)], preprocessing.mode)
+    assert torch.equal(view.frame(picture), expected)
+
+
+# Crops
+
+
+def test_a_crop_is_the_part_that_was_drawn_as_torchvision_resizes_it() -> None:
+    pixels, crop = to_pixels(coloured(56, 55)), RandomCrop((48, 48), SMALL.mode)
+    for seed in range(20):
+        box = seen(lambda pixels: crop.draw(*pixels.shape[1:]), pixels, seed)
+        expected = v2.functional.resized_crop(pixels, *box, size=[48, 48], interpolation=SMALL.mode)
+        assert (seen(crop, pixels, seed).int() - expected.int()).abs().max() <= 1  # it has two kernels
+    assert torch.equal(seen(train_view(SMALL, "crop"), coloured(56, 55), 5), seen(crop, pixels, 5))
+
+
+def torchvisions(crop: v2.RandomResizedCrop, size: tuple[int, int]) -> tuple[int, ...]:
+    """Draw a part of a picture as torchvision does."""
+    box = crop.make_params([tv_tensors.Image(torch.zeros(3, *size, dtype=torch.uint8))])
+    return tuple(box[name] for name in ("top", "left", "height", "width"))
+
+
+@pytest.mark.parametrize("size", [(375, 500), (300, 300), (256, 700), (40, 30)])
+def test_crops_are_drawn_like_those_of_torchvision(size: tuple[int, int]) -> None:
+    height, width = size
+    theirs = v2.RandomResizedCrop((48, 48), scale=(0.35, 1.0))
+    ours = RandomCrop((48, 48), SMALL.mode)
+
+    def drawn(draw: Callable[[], Sequence[int]]) -> np.ndarray:
+        with preserved():
+            seed_sample(1)
+            top, left, high, wide = np.array([draw() for _ in range(4000)], float).T
+        assert (top >= 0).all()
+        assert (left >= 0).all()
+        assert (top + high <= height).all()
+        assert (left + wide <= width).all()
+        return np.stack([top, left, high, wide, high * wide, np.log(wide / high)])
+
+    mine = drawn(lambda: ours.draw(height, width))
+    other = drawn(lambda: torchvisions(theirs, size))
+    error = np.sqrt((mine.var(1) + other.var(1)) / 4000)
+    assert (np.abs(mine.mean(1) - other.mean(1)) <= 4 * error).all()
+    spread = np.abs(mine.std(1) / other.std(1) - 1)
+    assert (spread < 0.1).all()
+
+
+@pytest.mark.parametrize("size", [(10, 900), (900, 10), (1, 1), (2, 5)])
+def test_of_a_picture_too_long_for_any_part_the_middle_is_taken(size: tuple[int, int]) -> None:
+    ours = RandomCrop((48, 48), SMALL.mode, area=(1.0, 1.0)).draw(*size)
+    assert ours == torchvisions(v2.RandomResizedCrop((48, 48), scale=(1.0, 1.0)), size)
 
 
 def test_decoding_smaller_never_goes_below_what_a_flipped_picture_is_framed_from(tmp_path: Path) -> None:

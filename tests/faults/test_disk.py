@@ -11,9 +11,11 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
+import torch
 from handmade import At, made_learner, pairs, refusal, same, weights
 
-from headstart import CheckpointError, ConfigError, Learner, ModelCheckpoint
+from headstart import CheckpointError, ConfigError, ImageData, Learner, ModelCheckpoint
+from headstart.data.cache import Cache
 
 FORK = multiprocessing.get_context("fork")
 
@@ -121,3 +123,20 @@ def test_a_folder_that_cannot_be_made_is_refused_before_training(tmp_path, place
     note = At(on_train_batch_begin=lambda callback, batch, logs: seen.append(batch))
     refusal(ConfigError, lambda: fit(tmp_path / place, note))
     assert seen == []
+
+
+@pytest.mark.parametrize(("size", "options"), [("8k", "rw"), ("4m", "ro")])
+def test_a_disk_that_does_not_take_the_pixels_costs_only_time(disk, shapes_folder, capsys, size, options):
+    def pixels(data: ImageData) -> list:
+        data.prepare()
+        return [images for epoch in range(2) for images, _ in data.train_batches(0).epoch(1, epoch)]
+
+    place = disk(size, options)
+    settings = {"image_size": 32, "workers": 0}
+    kept = pixels(ImageData.from_folder(shapes_folder, cache=Cache("disk", place, budget=10**9), **settings))
+    plain = pixels(ImageData.from_folder(shapes_folder, cache=None, **settings))
+    assert all(torch.equal(one, other) for one, other in zip(kept, plain, strict=True))
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 2
+    assert all(str(place) in line and line.endswith("pictures are decoded in every epoch") for line in told)
+    assert not [*place.iterdir()]

@@ -32,6 +32,9 @@ _PATHS_PER_TASK = 64
 class UnreadableError(DataError):
     """A picture cannot be had: it is missing, broken, or none."""
 
+    reason = ""
+    """Why, in a few words."""
+
 
 def open_picture(path: Path, least_side: int | None = None) -> Image.Image:
     """Decode a file to an upright RGB picture.
@@ -131,7 +134,21 @@ def demand_readable(paths: Sequence[Path], share: float = 0.0) -> None:
     Raises:
         DataError: more files are missing or no whole pictures. Check their paths, replace or delete them.
     """
-    if len(found := unreadable(paths)) > share * len(paths):
+    refuse_unreadable(unreadable(paths), len(paths), share)
+
+
+def refuse_unreadable(found: Sequence[tuple[Path, str]], of: int, share: float = 0.0) -> None:
+    """Raise one error that names every file of those found unreadable, each with the reason, if they are too many.
+
+    Args:
+        found: the unreadable ones.
+        of: how many files there are.
+        share: how many of them may be unreadable, in [0, 1].
+
+    Raises:
+        DataError: more are.
+    """
+    if len(found) > share * of:
         named = listing((f"{str(path)!r} ({reason})" for path, reason in found), most=20)
         bad = [path for path, _ in found if path.exists()]
         copies = "Replace these files by good copies; or delete them, and make the ImageData anew."
@@ -139,7 +156,7 @@ def demand_readable(paths: Sequence[Path], share: float = 0.0) -> None:
             copies = "Check the paths of the missing files; replace the others by good copies."
         needed = "whole picture files, of a format that Pillow knows and of a sane size"
         raise DataError(
-            f"{len(found)} of {len(paths)} pictures cannot be read: {named}",
+            f"{len(found)} of {of} pictures cannot be read: {named}",
             f"{needed}; {at_most(share)}" if share else needed,
             copies if bad else "Check the path.",
         )
@@ -163,11 +180,13 @@ def _failure_named(name: str) -> Iterator[None]:
     except Exception as error:  # its parsers let through whatever they stumble over: struct.error, IndexError, ...
         if is_want(error):
             raise
-        raise UnreadableError(
+        refusal = UnreadableError(
             f"{name} cannot be read: {_reason(error)}",
             "a whole picture, of a format that Pillow knows and of a sane size",
             "Look at it in a picture viewer; replace it by a good copy or delete it.",
-        ) from error
+        )
+        refusal.reason = _reason(error)
+        raise refusal from error
 
 
 def is_want(error: Exception) -> bool:

@@ -5,7 +5,7 @@ serve a second model.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from headstart.data.augment import Augment, Pipeline, View, eval_view, least_side, train_view
+from headstart.data.augment import Augment, Pipeline, View, eval_view, train_view
+from headstart.data.cache import Cache, CacheLike, Memo, as_cache
 from headstart.data.classes import ClassNames, class_names, common_classes
-from headstart.data.decode import demand_readable
+from headstart.data.decode import demand_readable, refuse_unreadable
 from headstart.data.folders import scan_known_classes, scan_parts, tell_passed_over
 from headstart.data.loading import Batches, SourceBatches, gather, worker_count
 from headstart.data.own_loader import LoaderBatches, loader_length
@@ -69,10 +70,12 @@ class ImageData:
     augment: Augment = "default"
     eval_transform: Pipeline | None = None
     workers: Workers = "auto"
+    cache: Cache | None = None
     on_error: OnError = "raise"
     preprocessing: Preprocessing | None = None
     _preprocessing_stays: bool = False
     _checked: set[str] = field(default_factory=set)
+    _memos: dict[str, Memo] = field(default_factory=dict)
 
     @classmethod
     def from_folder(
@@ -86,6 +89,7 @@ class ImageData:
         augment: Augment = "default",
         eval_transform: Pipeline | None = None,
         workers: Workers = "auto",
+        cache: CacheLike = "auto",
         on_error: OnError = "raise",
     ) -> Self:
         """Take pictures from a folder with one sub-folder per class.
@@ -107,7 +111,11 @@ class ImageData:
                 resized if they do not have the network's size, and normalised for the weights.
             eval_transform: a pipeline of your own for evaluation and prediction; None does what the weights expect.
             workers: processes that prepare batches; `"auto"` uses spare cores on Linux, as far as shared memory holds
-                what they prepare. Never changes a number.
+                what they prepare, and none where they would only take time from the network. Never changes a number.
+            cache: where pictures are kept from epoch to epoch once they are decoded: `"ram"`, `"disk"` (the next run
+                finds them there), None, or a `Cache` with a folder or a budget of its own; `"auto"` is memory where all
+                of them fit into a quarter of what is free. Never changes a number. What a pipeline of your own makes is
+                not kept: it may draw.
             on_error: what to do about pictures that cannot be read. `"raise"` lists them all before the first batch,
                 and names one that breaks later. `"skip"` leaves them out of evaluation, takes the next readable picture
                 in their place in training, and tells which at the end; more than 20 % of a part are refused. `predict`
@@ -137,7 +145,7 @@ class ImageData:
                 "at least one class with two pictures or more",
                 "Add pictures, or put some into a folder val/ beside train/.",
             )
-        return cls(train.classes, train, val, parts.test, **common)
+        return cls(train.classes, train, val, parts.test, cache=as_cache(cache), **common)
 
     @classmethod
     def from_datasets(
@@ -244,6 +252,12 @@ class ImageData:
         """Give the same data, prepared for a network; a preprocessing of its own stays."""
         return self if self._preprocessing_stays else replace(self, preprocessing=preprocessing)
 
+    @property
+    def steps(self) -> int:
+        """How many batches an epoch of training has."""
+        part = self.part("train")
+        return len(part) if isinstance(part, OwnLoader) else math.ceil(len(part) / self.batch_size)
+
     def part(self, name: str) -> Part:
         """Give the train, val or test part.
 
@@ -322,44 +336,86 @@ class ImageData:
                 part.demand_labels()
         self._checked.update(names)
 
-    def train_batches(self, seed: int, *, pin_memory: bool = False) -> Batches:
-        """Give the shuffled and varied batches that training sees, derived from `seed`."""
-        preprocessing, source = self._preprocessing, self.part("train")
-        if isinstance(source, OwnLoader):
-            return self.own_batches(source, "train")
-        return SourceBatches(
-            source,
-            self.eval_view if self.augment is None else train_view(preprocessing, self.augment),
-            self.batch_size,
-            seed=seed,
-            workers=self._worker_count(source),
-            # Only named augmentations shrink pictures first; a pipeline of the user's gets them in full.
-            least_side=None if callable(self.augment) or self.augment is None else least_side(preprocessing),
-            pin_memory=pin_memory,
-            skips=self.skips,
-        )
+    def prepare(self, remembered: Collection[str] = ("train", "val")) -> None:
+        """Look at the train and val pictures before the first batch of a fit.
 
-    def eval_batches(self, part: Part, name: str, *, pin_memory: bool = False) -> Batches:
+        Args:
+            remembered: the parts whose pixels are to be kept for its epochs, as far as `cache` allows.
+
+        Raises:
+            DataError: pictures cannot be read, and all of them are listed; or a label is no class number.
+            ConfigError: the cache's budget does not hold one picture.
+        """
+        views = {"train": self._train_view, "val": self.eval_view}
+        there = {name: view for name, view in views.items() if getattr(self, name) is not None}
+        found = {name: self._remember(name, view) if name in remembered else None for name, view in there.items()}
+        self.check(*(name for name, bad in found.items() if bad is None))
+        kept = {name: bad for name, bad in found.items() if bad is not None}
+        if self.on_error == "raise":  # to list all of them at once
+            count = sum(len(self.part(name)) for name in kept)
+            refuse_unreadable([each for bad in kept.values() for each in bad], count)
+        for name, bad in kept.items():
+            refuse_unreadable(bad, len(self.part(name)), self._most_skipped)
+        self._checked.update(kept)
+
+    def _remember(self, name: str, view: View) -> list[tuple[Path, str]] | None:
+        """Decode a part once, if it is to be kept; give the files that cannot be read."""
+        part = self.part(name)
+        if self.cache is None or not (isinstance(part, FolderSource) and view.has_frame):
+            return None
+        if name not in self._memos or self._memos[name].view.frame != view.frame:
+            self._memos.pop(name, None)  # first, to have its room
+            self._memos[name] = Memo(part, view, self.cache)
+        return self._memos[name].fill(sum(memo.size for memo in self._memos.values()))
+
+    def _remembered(self, part: Source, name: str, view: View) -> tuple[Source, View]:
+        """Give a part, and what is to be done to its pictures, or less of it where they are kept framed."""
+        memo = self._memos.get(name)
+        if memo is None or memo.source is not part or memo.view.frame != view.frame:
+            return part, view
+        return memo, view.of_framed()
+
+    def train_batches(self, seed: int, *, shuffled: bool = True, for_gpu: bool = False) -> Batches:
+        """Give the varied batches that training sees, shuffled or in the order of the pictures, derived from `seed`."""
+        part = self.part("train")
+        if isinstance(part, OwnLoader):
+            return self.own_batches(part, "train")
+        return self._batches(part, "train", self._train_view, seed=seed, shuffled=shuffled, for_gpu=for_gpu)
+
+    def eval_batches(self, part: Part, name: str, *, for_gpu: bool = False) -> Batches:
         """Give the batches that evaluation sees: in order, by the book."""
         if isinstance(part, OwnLoader):
             return self.own_batches(part, name)
+        return self._batches(part, name, self.eval_view, seed=None, shuffled=False, for_gpu=for_gpu)
+
+    def _batches(
+        self, part: Source, name: str, view: View, *, seed: int | None, shuffled: bool, for_gpu: bool
+    ) -> Batches:
+        source, rest = self._remembered(part, name, view)
         return SourceBatches(
-            part,
-            self.eval_view,
+            source,
+            rest,
             self.batch_size,
-            workers=self._worker_count(part),
-            pin_memory=pin_memory,
+            seed=seed,
+            shuffled=shuffled,
+            # A CPU that trains has nothing to spare for others who would only take pixels from memory.
+            workers=0 if self._is_at_hand(source) and not for_gpu else self._worker_count(source),
+            least_side=view.least_side,
+            pin_memory=for_gpu,
             skips=self.skips,
         )
+
+    def _is_at_hand(self, source: Source) -> bool:
+        return self.workers == "auto" and isinstance(source, Memo) and source.is_in_memory
 
     def own_batches(self, part: OwnLoader, name: str) -> Batches:
         """Give the batches of a loader of the user's."""
         return LoaderBatches(part.loader, len(self.classes), self.eval_view, name)
 
-    def unlabelled_batches(self, pictures: PictureList, *, pin_memory: bool = False) -> Batches:
+    def unlabelled_batches(self, pictures: PictureList, *, for_gpu: bool = False) -> Batches:
         """Give the batches of pictures to predict, in their order."""
         workers = self._worker_count(pictures) if len(pictures) > self.batch_size else 0
-        return SourceBatches(pictures, self.eval_view, self.batch_size, workers=workers, pin_memory=pin_memory)
+        return SourceBatches(pictures, self.eval_view, self.batch_size, workers=workers, pin_memory=for_gpu)
 
     def examples(self, part: str, count: int) -> tuple[Tensor, list[int]]:
         """Take pictures evenly from a part, as evaluation sees them.
@@ -393,6 +449,17 @@ class ImageData:
     def _most_skipped(self) -> float:
         """The share of unreadable pictures that a part may hold."""
         return MOST_SKIPPED if self.skips else 0.0
+
+    @property
+    def _train_view(self) -> View:
+        """From a picture to what training sees."""
+        return self.eval_view if self.augment is None else train_view(self._preprocessing, self.augment)
+
+    @property
+    def varies(self) -> bool:
+        """Whether training sees a picture in another way each time, as far as one can know."""
+        view = self._train_view
+        return not view.has_frame or view.steps is not None
 
     @property
     def eval_view(self) -> View:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from headstart.data.augment import View
+from headstart.data.augment import Pipeline
 from headstart.data.decode import UnreadableError, at_most, is_want
 from headstart.data.preprocessing import described
 from headstart.data.settings import MOST_SKIPPED
@@ -52,8 +52,11 @@ class Batches(Protocol):
         """Give the number of batches in an epoch."""
         ...
 
-    def epoch(self, fit: int, epoch: int, start: int = 0) -> Iterable[Pair]:
-        """Go through the batches of an epoch from batch `start` on; the same fit and epoch give the same batches."""
+    def epoch(self, fit: int, epoch: int, start: int = 0) -> Iterable[Any]:
+        """Go through the batches of an epoch from batch `start` on, as pairs or as what is made of them.
+
+        The same fit and epoch give the same batches.
+        """
         ...
 
 
@@ -65,6 +68,7 @@ class SourceBatches:
         view: from a picture to a tensor.
         batch_size: pictures in a batch; the last one of an epoch may hold fewer.
         seed: of order and augmentation; None keeps the source's order and seeds nothing.
+        shuffled: whether a seed changes the order, too.
         workers: processes that prepare batches; 0 prepares them in this one.
         least_side: the shorter side, in pixels, below which a picture must not be decoded; None decodes it in full.
         pin_memory: whether batches are put where a GPU can fetch them without waiting.
@@ -74,10 +78,11 @@ class SourceBatches:
     def __init__(
         self,
         source: Source,
-        view: View,
+        view: Pipeline,
         batch_size: int,
         *,
         seed: int | None = None,
+        shuffled: bool = True,
         workers: int = 0,
         least_side: int | None = None,
         pin_memory: bool = False,
@@ -85,7 +90,7 @@ class SourceBatches:
     ) -> None:
         self._skips = skips
         self._skipped: set[int] = set()
-        self._order = _Order(len(source), batch_size, seed)
+        self._order = _Order(len(source), batch_size, seed, shuffled=shuffled)
         self._source = source
         # What each process is at: its number, the picture, and how many it has begun.
         self._at: Tensor | None = None
@@ -125,9 +130,13 @@ class SourceBatches:
                     del batch  # or error and frame would hold each other, and the workers with them
             yield batch
 
+    def places(self, fit: int, epoch: int, start: int = 0) -> Iterator[list[int]]:
+        """Tell which pictures each batch of an epoch holds, by their places in the source."""
+        return ([index for index, _ in batch] for batch in self._order.batches(fit, epoch, start))
+
     def pictures(self, fit: int, epoch: int, batch: int) -> list[str]:
         """Name the pictures of a batch, in its order: paths, or numbers of samples."""
-        indices = [index for index, _ in next(self._order.batches(fit, epoch, batch))]
+        indices = next(self.places(fit, epoch, batch))
         size = len(self._source)
         stand_ins = [next(n % size for n in range(i, i + size) if n % size not in self._skipped) for i in indices]
         return self._names(stand_ins)
@@ -237,10 +246,11 @@ def _shared_memory() -> int:
 class _Order:
     """The batches of an epoch as lists of (index, seed)."""
 
-    def __init__(self, pictures: int, batch_size: int, seed: int | None) -> None:
+    def __init__(self, pictures: int, batch_size: int, seed: int | None, *, shuffled: bool = True) -> None:
         self._pictures = pictures
         self._batch_size = batch_size
         self._seed = seed
+        self._shuffled = shuffled
         self.position: tuple[int, ...] = (0, 0)
 
     def __len__(self) -> int:
@@ -253,7 +263,7 @@ class _Order:
         """Go through the batches of an epoch from batch `start` on."""
         seed = self._seed
         order: Sequence[int] = range(self._pictures)
-        if seed is not None:
+        if seed is not None and self._shuffled:
             chance = generator(derive(ORDER, seed, fit, epoch))
             order = torch.randperm(self._pictures, generator=chance).tolist()
         for place in range(start * self._batch_size, self._pictures, self._batch_size):
@@ -277,7 +287,7 @@ class Views(Dataset[Any]):
     raises says at which picture it happened.
     """
 
-    def __init__(self, source: Source, view: View, least_side: int | None = None, at: Tensor | None = None) -> None:
+    def __init__(self, source: Source, view: Pipeline, least_side: int | None = None, at: Tensor | None = None) -> None:
         self._source = source
         self._view = view
         self._least_side = least_side
@@ -340,7 +350,7 @@ def collate_readable(samples: Sequence[tuple[Any, list[int]]]) -> tuple[Pair | D
     return collate(kept) if kept else None, [index for _, passed in samples for index in passed]
 
 
-def gather(source: Source, view: View, places: Sequence[int], *, skips: bool) -> Pair:
+def gather(source: Source, view: Pipeline, places: Sequence[int], *, skips: bool) -> Pair:
     """Make a batch of some pictures, as evaluation sees them.
 
     Raises:

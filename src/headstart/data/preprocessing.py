@@ -5,6 +5,7 @@ batch; together they give the tensor that timm's or torchvision's own evaluation
 Which preprocessing belongs to which weights is known in `model/zoo.py`.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -127,10 +128,20 @@ class Preprocessing:
         # A plain 255 would not do: CUDA multiplies by the reciprocal of a number, which changes last bits.
         full = torch.tensor(255.0, device=device)
 
+        @functools.cache
+        def in_rows(width: int) -> tuple[Tensor, Tensor]:
+            return mean.flatten().repeat(width), std.flatten().repeat(width)
+
         def normalise(images: Tensor) -> Tensor:
             if images.dtype != torch.uint8:
                 return images
-            return images.float().div_(full).sub_(mean).div_(std)
+            lines = images.permute(0, 2, 3, 1)
+            if lines.shape[3] != len(self.mean) or not lines.is_contiguous():
+                return images.float().div_(full).sub_(mean).div_(std)
+            # Line by line: a CPU takes three times as long for three numbers at a time, those of a pixel.
+            means, stds = in_rows(lines.shape[2])
+            flat = lines.reshape(-1, means.shape[0]).float().div_(full).sub_(means).div_(stds)
+            return flat.view(lines.shape).permute(0, 3, 1, 2)
 
         return normalise
 

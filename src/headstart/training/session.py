@@ -106,20 +106,18 @@ class Session:
         self.backbone.take_stock()
         self._pictures_at_once.pop(True, None)  # what trains may take more memory, or less, than in the last fit
         demand_trainable(self.backbone)
-        pin = self.device.type == "cuda"
-        train = self.data.train_batches(self.seed, pin_memory=pin)
-        val = None if self.data.val is None else self.data.eval_batches(self.data.val, "val", pin_memory=pin)
         before = self.backbone.lr_scales
         with ExitStack() as open_files:
             try:
-                run = self._fit_run(plan, len(train), callbacks)
+                run = self._fit_run(plan, self.data.steps, callbacks)
                 check_callbacks(callbacks, run)
                 keeping = self._keeping(run, callbacks)
                 if keeping is not None:
                     open_files.enter_context(keeping.opened())
                 is_over = keeping is not None and self._is_over(keeping, run)
                 if not is_over:
-                    self._check_data()
+                    self.data.prepare()
+                train, val = self._batches()
                 own = self._own_callbacks(plan)
                 loop = self._loop(run, [*own, *callbacks, *([keeping] if keeping else [])], learner, plan.on_oom)
                 if keeping is not None:
@@ -129,6 +127,12 @@ class Session:
                 raise
             self._go(loop, train, val, keeping if is_over else None)
         return run.history
+
+    def _batches(self) -> tuple[Batches, Batches | None]:
+        """Give the batches to train and to validate on, if any."""
+        data, on_gpu = self.data, self.device.type == "cuda"
+        val = None if data.val is None else data.eval_batches(data.val, "val", for_gpu=on_gpu)
+        return data.train_batches(self.seed, for_gpu=on_gpu), val
 
     def _go(self, loop: Loop, train: Batches, val: Batches | None, over: Keeping | None) -> None:
         """Train, or let the callbacks remember the end of a fit that is over; leave no trace of batches."""
@@ -160,11 +164,8 @@ class Session:
         try:
             return keeping.find(run)
         except CheckpointError:
-            self._check_data()  # pictures that broke say more than that they are not the same
+            self.data.prepare()  # pictures that broke say more than that they are not the same
             raise
-
-    def _check_data(self) -> None:
-        self.data.check(*(name for name in ("train", "val") if getattr(self.data, name) is not None))
 
     def _keeping(self, run: Run, callbacks: Sequence[Callback]) -> Keeping | None:
         """Give what keeps the states of a fit, if anything does, with what must be the same to go on from them."""
@@ -206,7 +207,7 @@ class Session:
         self, part: Part, name: str, data: ImageData, callbacks: Sequence[Callback], learner: LearnerLike
     ) -> dict[str, float]:
         """Give loss and metrics on a part of some data; what is being trained is left as it is."""
-        batches = data.eval_batches(part, name, pin_memory=self.device.type == "cuda")
+        batches = data.eval_batches(part, name, for_gpu=self.device.type == "cuda")
         run = Run(self.backbone, {"steps": len(batches)}, self._directions(val=False, callbacks=callbacks))
         check_callbacks(callbacks, run)
         loop = self._loop(run, callbacks, learner)

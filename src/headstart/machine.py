@@ -1,0 +1,38 @@
+"""What the machine has to give."""
+
+import os
+from pathlib import Path
+
+_GROUP = Path("/sys/fs/cgroup")
+_LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+"""Where Linux says how much memory a container may have, and how much it has taken: in version 2, and in version 1."""
+
+_UNKNOWN = 4_000_000_000
+
+
+def free_memory() -> int:
+    """Give the bytes of memory that are free, or can be made free at once; half of all where the system does not say.
+
+    Example:
+        >>> free_memory() > 0
+        True
+    """
+    return min([_free_on_machine(), *_free_in_container()])
+
+
+def _free_on_machine() -> int:
+    about = Path("/proc/meminfo")
+    if about.is_file():
+        for line in about.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" in names and "SC_PAGE_SIZE" in names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return _UNKNOWN
+
+
+def _free_in_container() -> list[int]:
+    pairs = [(_GROUP / most, _GROUP / taken) for most, taken in _LIMITS]
+    found = [[path.read_text().strip() for path in pair] for pair in pairs if all(path.is_file() for path in pair)]
+    return [int(most) - int(taken) for most, taken in found if most.isdigit()]
