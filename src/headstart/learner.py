@@ -22,6 +22,7 @@ from headstart.model.zoo import open_network
 from headstart.randomness import WEIGHTS, derive, preserved
 from headstart.training.callback import Callback
 from headstart.training.checkpoint import write_weights
+from headstart.training.features import CacheFeatures
 from headstart.training.history import History
 from headstart.training.metrics import make_metrics
 from headstart.training.optimizer import OptimizerFactory, demand_known
@@ -233,6 +234,7 @@ class Learner:
         clip_norm: float | None = None,
         resume: bool = False,
         on_oom: OnOom = "auto",
+        cache_features: CacheFeatures = "auto",
         verbose: bool = True,
     ) -> History:
         """Train, as often as you like; the optimizer's state goes on from fit to fit.
@@ -252,6 +254,10 @@ class Learner:
                 quarters, ... and still makes one step of it, with the same gradient; it prints so. Where BatchNorm
                 trains, that would change what it sees, so the batch is refused; `"split"` splits it all the same.
                 `"raise"` always refuses.
+            cache_features: what of the frozen stages' work is kept from epoch to epoch. `"auto"` is what they make of
+                val pictures, and of train pictures without augmentation: that changes no number. 1 is what they make of
+                train pictures as evaluation sees them, 4 of four augmented views of each, which take turns from epoch
+                to epoch: less variety, in much less time. False is nothing.
             verbose: whether a progress bar is shown (one line for each epoch where there is no terminal).
 
         Returns:
@@ -280,6 +286,8 @@ class Learner:
         demands.check("clip_norm", clip_norm, clip_norm is None or _is_positive(clip_norm), "a norm above 0, or None")
         demands.check("resume", resume, isinstance(resume, bool), "True or False; a ModelCheckpoint has the folder")
         demands.check("on_oom", on_oom, on_oom in get_args(OnOom), "'auto', 'split' or 'raise'")
+        views = cache_features == "auto" or cache_features is False or is_count(cache_features)
+        demands.check("cache_features", cache_features, views, "'auto', False, or how many views of a picture to keep")
         demands.check("callbacks", callbacks, isinstance(callbacks, Iterable | Callback), "a list of callbacks")
         demands.settle()
         callbacks = _listed(callbacks)
@@ -288,7 +296,7 @@ class Learner:
         shown = any(isinstance(callback, ProgressBar) for callback in callbacks)
         watching = [ProgressBar()] if verbose and not shown else []
         rates = float(lr), float(head_lr_mult), _plain(layer_lr_decay)
-        plan = FitPlan(int(epochs), *rates, int(accumulate), _plain(clip_norm), resume, on_oom)
+        plan = FitPlan(int(epochs), *rates, int(accumulate), _plain(clip_norm), resume, on_oom, cache_features)
         return self._session.fit(plan, [*callbacks, *watching], self)
 
     @property

@@ -85,6 +85,7 @@ class Backbone:
         self._resting: list[nn.Module] = []
         self.moving: list[Tensor] = []
         self._versions: list[int] = []
+        self.changes = 0  # of what is frozen
         self.refresh()
 
     def locate(self, from_layer: str | int | None) -> int:
@@ -106,6 +107,7 @@ class Backbone:
                 parameter.requires_grad_(trains)
                 if not trains:
                     parameter.grad = None
+        self.changes += 1
         self.refresh()
         return thawed
 
@@ -117,12 +119,27 @@ class Backbone:
     @property
     def mixes_pictures(self) -> bool:
         """Whether what the network says of a picture depends on the others of its batch, as with norms in training."""
-        return any(norm.training or norm.running_var is None for norm in self._mixers)
+        return any(map(self.mixes, self._mixers))
+
+    @staticmethod
+    def mixes(module: nn.Module) -> bool:
+        """Say whether a module looks at its batch as a whole, in the mode that it is in."""
+        return _is_of_batches(module) and (module.training or module.running_var is None)
 
     @property
     def frozen(self) -> list[str]:
         """The names of the parameters that do not train."""
         return [name for name, parameter in self.network.named_parameters() if not parameter.requires_grad]
+
+    @property
+    def is_frozen_at_first(self) -> bool:
+        """Whether the first stage is frozen."""
+        return any(not stage.trainable for stage in self.stages[:1])
+
+    @property
+    def frozen_versions(self) -> list[int]:
+        """How often each parameter has been written to that does not train; -1 for those that do."""
+        return [-1 if p.requires_grad else p._version for p in self.network.parameters()]  # noqa: SLF001 - counts changes
 
     def freeze_only(self, names: Collection[str]) -> None:
         """Freeze just these parameters; the others train."""
@@ -130,6 +147,7 @@ class Backbone:
             parameter.requires_grad_(name not in names)
             if name in names:
                 parameter.grad = None
+        self.changes += 1
         self.refresh()
 
     def take_stock(self) -> None:
@@ -188,6 +206,18 @@ class Backbone:
             for module, training in modes:
                 if module.training is not training:
                     module.training = training
+
+    @contextmanager
+    def in_training(self) -> Iterator[None]:
+        """Put the network into training mode inside, all but what rests, and every module back afterwards."""
+        modes = [(module, module.training) for module in self.network.modules()]
+        self.network.train()
+        self.keep_resting()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
     @contextmanager
     def norms_resting(self) -> Iterator[None]:

@@ -20,13 +20,20 @@ class Batch:
     Args:
         images: `[batch, channels, height, width]`, float, normalised, on the run's device.
         targets: class ids `[batch]`, int64, or probabilities `[batch, classes]`, float.
+        through: None, or the part of the network that `images` go through: then they are what its frozen beginning has
+            made of the pictures, `[batch, ...]`.
     """
 
     images: Tensor
     targets: Tensor
+    through: Callable[[Tensor], Any] | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]  # len(tensor) takes ten times as long
+
+
+Preparer = Callable[[Pair | Batch], Batch]
+"""From what a loader yields to a batch on the device; what is a batch already stays as it is."""
 
 
 def preparer(
@@ -35,7 +42,7 @@ def preparer(
     *,
     memory_format: torch.memory_format,
     channels: int | None = None,
-) -> Callable[[Pair], Batch]:
+) -> Preparer:
     """Build the way of a pair from a loader to a batch on the device, without waiting for the device.
 
     Args:
@@ -45,7 +52,9 @@ def preparer(
         channels: what the network takes, None where nobody knows; other pictures are refused with a DataError.
     """
 
-    def prepare(pair: Pair) -> Batch:
+    def prepare(pair: Pair | Batch) -> Batch:
+        if isinstance(pair, Batch):
+            return pair
         images, targets = pair
         if channels is not None and images.shape[1] != channels:
             raise DataError(
@@ -61,7 +70,7 @@ def preparer(
     return prepare
 
 
-def answer(network: nn.Module, images: Tensor, classes: int) -> Tensor:
+def answer(network: Callable[[Tensor], Any], images: Tensor, classes: int) -> Tensor:
     """Give a network's logits for a batch, one for each class and picture.
 
     Raises:

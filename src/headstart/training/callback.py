@@ -22,6 +22,7 @@ The hooks, in the order of a fit:
 """
 
 import inspect
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntEnum
@@ -285,6 +286,13 @@ class Hooks:
             for callback, seen in zip(self.callbacks, before, strict=True):
                 if isinstance(outer := seen.get("run"), Run) and outer.active:
                     callback.run, callback.learner, callback.params = outer, seen["learner"], seen["params"]
+
+
+def looks_at_batches(callback: Callback) -> bool:
+    """Say whether a callback of the user's has a hook in which it may look at a batch of a fit."""
+    hooks = [hook for hook in HOOKS if re.search("batch|loss|backward|step", hook) and "predict" not in hook]
+    own = type(callback).__module__.partition(".")[0] == __name__.partition(".")[0]
+    return not own and any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in hooks)
 
 
 def check_callbacks(callbacks: Sequence[Callback], run: Run) -> None:

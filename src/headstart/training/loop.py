@@ -38,7 +38,7 @@ from torch import Tensor
 
 from headstart.data.loading import Batches, Pair
 from headstart.data.own_loader import demand_length
-from headstart.training.batch import Batch, answer, demand_mean
+from headstart.training.batch import Preparer, answer, demand_mean
 from headstart.training.callback import Hooks
 from headstart.training.metrics import Logs, Tally
 from headstart.training.portions import Portions
@@ -71,7 +71,7 @@ class Loop:
     run: Run
     hooks: Hooks
     loss: Loss
-    prepare: Callable[[Pair], Batch]
+    prepare: Preparer
     classes: int
     precision: Precision
     scaler: Scaler
@@ -163,6 +163,7 @@ class Loop:
         group: list[int] = []  # pictures in each batch of the open group
         self.seed(run.epoch, run.batches)  # a loader of the user's own may draw its order; no batch has this number
         came = run.batches_done
+        run.apply_deferred()
         for number, pair in enumerate(heeding(run, batches.epoch(run.fit, run.epoch, came), group), came):
             if (came := number + 1) > run.batches:
                 break
@@ -176,8 +177,6 @@ class Loop:
 
     def _batch(self, number: int, pair: Pair, group: list[int]) -> None:
         run = self.run
-        if not group:
-            run.apply_deferred()
         self.hooks.call("on_train_batch_begin", number, run.logs)
         run.batch = self.prepare(pair)
         self.seed(run.epoch, number)
@@ -205,7 +204,7 @@ class Loop:
         # One picture alone has no statistics of its own: normalising it by them would leave nothing, or fail.
         resting = self.run.backbone.norms_resting() if images.shape[0] == 1 else nullcontext()
         with resting, self.precision.autocast():
-            return answer(self.run.network, images, self.classes)
+            return answer(self.run.batch.through or self.run.network, images, self.classes)
 
     def _backward(self, group: list[int]) -> None:
         """Add the gradients of this batch, weighed by its pictures against those of the group's first batch."""

@@ -126,7 +126,7 @@ def _keep_nothing() -> None:
     """Stand for the states of a run that nobody keeps."""
 
 
-def _no_names(batch: int) -> list[str]:  # noqa: ARG001 - as one that knows some
+def no_names(batch: int) -> list[str]:  # noqa: ARG001 - as one that knows some
     """Stand for the names of pictures that come from a loader of the user's own."""
     return []
 
@@ -207,7 +207,7 @@ class Run:
     stop_reason: str | None = field(default=None, init=False)
     remarks: list[str] = field(default_factory=list, init=False)
     save_state: Callable[[], None] = field(default_factory=lambda: _keep_nothing, init=False, repr=False)
-    pictures: Callable[[int], list[str]] = field(default_factory=lambda: _no_names, init=False, repr=False)
+    pictures: Callable[[int], list[str]] = field(default_factory=lambda: no_names, init=False, repr=False)
     write: Callable[[Callable[[], object]], None] = field(default_factory=lambda: _at_once, init=False, repr=False)
     active: bool = field(default=False, init=False)
     hook: str = field(default="", init=False)

@@ -5,7 +5,7 @@ to the callbacks.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
@@ -22,8 +22,10 @@ from headstart.data.sources import FolderSource
 from headstart.errors import CheckpointError, ConfigError, listing
 from headstart.model.backbone import Backbone
 from headstart.randomness import STEP, derive, preserved, seed_step
-from headstart.training.batch import Batch, choose_memory_format, preparer
-from headstart.training.callback import Callback, Hooks, Order, added_keys, check_callbacks
+from headstart.training.batch import Preparer, choose_memory_format, preparer
+from headstart.training.callback import Callback, Hooks, Order, added_keys, check_callbacks, looks_at_batches
+from headstart.training.features import CacheFeatures, FeatureBatches, sources_of
+from headstart.training.feed import Feed
 from headstart.training.fingerprint import SIZES, of_callbacks, of_data, of_machine, of_network, of_weights
 from headstart.training.history import History
 from headstart.training.keeping import Keeping, find_folder
@@ -39,7 +41,7 @@ from headstart.training.optimizer import (
 )
 from headstart.training.portions import OnOom, Portions
 from headstart.training.precision import Precision
-from headstart.training.run import LearnerLike, Run
+from headstart.training.run import LearnerLike, Run, no_names
 from headstart.training.signals import listening
 from headstart.training.words import words_for
 
@@ -59,6 +61,7 @@ class FitPlan:
     clip_norm: float | None = None
     resume: bool = False
     on_oom: OnOom = "auto"
+    cache_features: CacheFeatures = "auto"
 
 
 @dataclass
@@ -92,7 +95,7 @@ class Session:
     _was_cut_short: bool = field(default=False, init=False)
     _pictures_at_once: dict[bool, int] = field(default_factory=dict, init=False)
     _start: str = field(default="", init=False)  # digest of the weights that the last fit began with
-    _prepare: Callable[[Pair], Batch] = field(init=False)
+    _prepare: Preparer = field(init=False)
 
     def __post_init__(self) -> None:
         memory_format = choose_memory_format(self.backbone.network, self.device)
@@ -111,13 +114,14 @@ class Session:
             try:
                 run = self._fit_run(plan, self.data.steps, callbacks)
                 check_callbacks(callbacks, run)
-                keeping = self._keeping(run, callbacks)
+                keeping = self._keeping(plan, run, callbacks)
                 if keeping is not None:
                     open_files.enter_context(keeping.opened())
                 is_over = keeping is not None and self._is_over(keeping, run)
+                feed = self._feed(plan, run, callbacks)
                 if not is_over:
-                    self.data.prepare()
-                train, val = self._batches()
+                    feed.prepare()
+                train, val = feed.batches()
                 own = self._own_callbacks(plan)
                 loop = self._loop(run, [*own, *callbacks, *([keeping] if keeping else [])], learner, plan.on_oom)
                 if keeping is not None:
@@ -128,23 +132,24 @@ class Session:
             self._go(loop, train, val, keeping if is_over else None)
         return run.history
 
-    def _batches(self) -> tuple[Batches, Batches | None]:
-        """Give the batches to train and to validate on, if any."""
-        data, on_gpu = self.data, self.device.type == "cuda"
-        val = None if data.val is None else data.eval_batches(data.val, "val", for_gpu=on_gpu)
-        return data.train_batches(self.seed, for_gpu=on_gpu), val
+    def _feed(self, plan: FitPlan, run: Run, callbacks: Sequence[Callback]) -> Feed:
+        asked = plan.cache_features
+        if asked == "auto" and any(map(looks_at_batches, callbacks)):
+            asked = 0  # it would find features where pictures are expected
+        parts = self.backbone, self.data, self._prepare, self.device, self.precision, self.seed
+        return Feed(*parts, asked, run.leave_if_told)
 
     def _go(self, loop: Loop, train: Batches, val: Batches | None, over: Keeping | None) -> None:
         """Train, or let the callbacks remember the end of a fit that is over; leave no trace of batches."""
         run = loop.run
-        if isinstance(train, SourceBatches):
+        if isinstance(train, SourceBatches | FeatureBatches):
             run.pictures = lambda batch: train.pictures(run.fit, run.epoch, batch)
         self.optimizer, self.run = run.optimizer, run
         del self.histories[run.fit - 1 :]
         self.histories.append(run.history)
         self._was_cut_short = True
         try:
-            with accounting(train, val), loop.hooks.bound(), preserved(), listening(run):
+            with accounting(*sources_of(train, val)), loop.hooks.bound(), preserved(), listening(run):
                 if over is not None:
                     over.load_callbacks()
                 else:
@@ -154,6 +159,7 @@ class Session:
             if told := loop.scaler.told():
                 print(told)  # noqa: T201 - what was not learned must not go unseen
             self.run = None
+            run.pictures = no_names  # those of a loader, whose processes would stay as long as somebody has the run
             for name in ("batch", "outputs", "loss"):
                 vars(run).pop(name, None)  # callbacks keep the run, and it would keep the last batch's graph
             run.apply_deferred()
@@ -167,7 +173,7 @@ class Session:
             self.data.prepare()  # pictures that broke say more than that they are not the same
             raise
 
-    def _keeping(self, run: Run, callbacks: Sequence[Callback]) -> Keeping | None:
+    def _keeping(self, plan: FitPlan, run: Run, callbacks: Sequence[Callback]) -> Keeping | None:
         """Give what keeps the states of a fit, if anything does, with what must be the same to go on from them."""
         folder = find_folder(callbacks, run)
         if folder is None:
@@ -184,6 +190,11 @@ class Session:
             **of_data(self.data),
             "callbacks": of_callbacks(callbacks),
         }
+        if self._was_cut_short and not plan.resume:
+            print(  # noqa: T201 - in a notebook this is seldom what was meant
+                f"fit {len(self.histories)} was cut short: this is fit {run.fit}, which begins with its weights. "
+                "resume=True would go on with it; a new Learner would begin anew"
+            )
         if run.fit > len(self.histories):  # else it is the fit that was cut short in this process, begun with others
             self._start = of_weights(self.backbone.network) if run.fit > 1 else ""
         facts = {

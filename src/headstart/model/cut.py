@@ -1,0 +1,325 @@
+"""Where the frozen beginning of a network ends, and how the rest of it goes on from what is known there.
+
+It works on any `forward` without reading it. One batch is watched on its way through the network, twice, with other
+random numbers: the first module that trains, draws, or looks at its batch as a whole is where the beginning has ended.
+From then on the modules before it are replaced, while the network is called, by stand-ins that give empty tensors of
+the right shape, and what is given to the module at the cut is the tensor that is known. Whether that is right is tried
+on real pictures, and believed only when the logits have the same bits.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from headstart.model.backbone import Backbone
+
+Arithmetic = Callable[[], AbstractContextManager[object]]
+"""Makes the context in which a network is asked, such as autocast."""
+
+
+class NoCutError(Exception):
+    """A network cannot be entered behind its frozen beginning; the message says why."""
+
+
+class _ReachedError(Exception):
+    """All that was looked for has been seen."""
+
+
+@dataclass(eq=False)
+class _Call:
+    """A call of a module in a forward pass."""
+
+    module: nn.Module
+    parents: list["_Call"]
+    given: Any
+    needs_gradient: bool
+    is_leaf: bool = True
+    result: Any = None
+    answer: Any = None  # a copy of the result, which may be written to later on
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The places in a network behind which it trains: one, or one for each of its heads.
+
+    Args:
+        network: the whole of it.
+        places: the modules that the features are given to, by their names, in the order in which they are called.
+        shapes: of the features for one picture, for each place.
+        before: the modules that come before them, each with what it gave in its calls, as shapes.
+        after: the modules at all places but the last one, likewise.
+        is_last: whether what the module at the only place gives is what the network gives.
+        images: the shape of those for which the shapes of `before` were noted.
+    """
+
+    network: nn.Module
+    places: dict[str, nn.Module]
+    shapes: tuple[torch.Size, ...]
+    before: Sequence[tuple[nn.Module, list[Any]]]
+    after: Sequence[tuple[nn.Module, list[Any]]]
+    is_last: bool
+    images: torch.Size
+
+    def features(self, images: Tensor) -> Tensor:
+        """Give what arrives at the places, `[pictures, ...]`, without gradients; what follows is not asked.
+
+        For several places it is flat, one after the other.
+        """
+        arrived: list[Tensor] = []
+
+        def note(module: nn.Module, arguments: tuple[Any, ...]) -> None:  # noqa: ARG001 - as torch calls it
+            arrived.append(arguments[0])
+            if len(arrived) == len(self.places):
+                raise _ReachedError
+
+        with ExitStack() as stack:
+            for module in self.places.values():
+                stack.callback(module.register_forward_pre_hook(note).remove)
+            for module, results in self.after:
+                stack.enter_context(_standing_in(module, results, self.images[0], images))
+            with torch.no_grad(), suppress(_ReachedError):
+                self.network(images)
+        return arrived[0] if len(arrived) == 1 else torch.cat([each.flatten(1) for each in arrived], 1)
+
+    def __call__(self, features: Tensor) -> Any:
+        """Give what the network says of pictures whose features are known."""
+        first, *others = self.places.values()
+        if self.is_last:
+            return first(features)
+        parts = (features,) if not others else torch.split(features, [shape.numel() for shape in self.shapes], 1)
+        with ExitStack() as stack:
+            for module, results in self.before:
+                stack.enter_context(_standing_in(module, results, self.images[0], features))
+            for module, part, shape in zip(self.places.values(), parts, self.shapes, strict=True):
+                stack.callback(
+                    module.register_forward_pre_hook(
+                        _giving(part.contiguous().view(-1, *shape) if others else part)
+                    ).remove
+                )
+            return self.network(features.new_zeros(()).expand(features.shape[0], *self.images[1:]))
+
+
+def find_cut(backbone: Backbone, batches: Sequence[Tensor], arithmetic: Arithmetic, seed: Callable[[int], None]) -> Cut:
+    """Find where the frozen beginning of a network ends.
+
+    Args:
+        backbone: in the state in which it trains; left as it is.
+        batches: a few pictures, as the network gets them, in at least two batches of different sizes.
+        arithmetic: in which the network is asked.
+        seed: of all that the network may draw from.
+
+    Raises:
+        NoCutError: nothing is frozen, or the rest cannot go on from one tensor; it says why.
+    """
+    network = backbone.network
+    if network._compiled_call_impl is not None:  # noqa: SLF001 - nn.Module.compile leaves no other trace
+        raise NoCutError("it is compiled")
+    watched = []
+    for number in range(2):
+        with _undisturbed(backbone), arithmetic():
+            seed(number)
+            watched.append(_watched(network, batches[0]))
+    live = _first_live(backbone, *watched)
+    others = _other_heads(watched[0], watched[1], live)
+    chain = [live, *reversed(live.parents[1:])]
+    alone = [[call] for call in chain]
+    together = [[call, *(other for other in others if call not in other.parents)] for call in chain]
+    for calls in [*alone, *together] if others else alone:
+        cut = _cut_at(network, watched[0], calls, batches[0].shape)
+        if cut is not None and all(_holds(backbone, cut, images, arithmetic, seed) for images in batches):
+            return cut
+    raise NoCutError("what it trains needs more of what comes before than can be handed in")
+
+
+def _watched(network: nn.Module, images: Tensor) -> list[_Call]:
+    """Ask a network and note all calls of its modules, in the order in which they begin; the first is its own."""
+    calls: list[_Call] = []
+    going_on: list[_Call] = []
+
+    def begin(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if going_on:
+            going_on[-1].is_leaf = False
+        given = (arguments, named)
+        calls.append(_Call(module, [*going_on], _copied(given), any(value.requires_grad for value in _tensors(given))))
+        going_on.append(calls[-1])
+
+    def end(module: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:  # noqa: ARG001 - as torch calls it
+        call = going_on.pop()
+        call.result, call.answer = result, _copied(result) if call.is_leaf else None
+
+    with ExitStack() as stack:
+        for module in network.modules():
+            if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001 - torch tells of them in no other way
+                raise NoCutError("some of its modules have hooks")
+            stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(end).remove)
+        network(images)
+    return calls
+
+
+def _first_live(backbone: Backbone, first: Sequence[_Call], second: Sequence[_Call]) -> _Call:
+    """Find the first call of a module that trains, draws, or looks at its batch as a whole."""
+    if [call.module for call in first] != [call.module for call in second]:
+        raise NoCutError("it goes another way each time")
+    for one, other in zip(first, second, strict=True):
+        if not one.is_leaf:
+            continue
+        if not _equal(one.given, other.given):
+            raise NoCutError("its frozen part draws random numbers outside of modules")
+        trains = any(parameter.requires_grad for parameter in one.module.parameters())
+        if trains or backbone.mixes(one.module) or not _equal(one.answer, other.answer):
+            return one
+    raise NoCutError("nothing of it trains")
+
+
+def _other_heads(first: Sequence[_Call], second: Sequence[_Call], live: _Call) -> list[_Call]:
+    """Find the later calls of modules that train and are given nothing that trains or is drawn: those of more heads."""
+    pairs = zip(first, second, strict=True)
+    return [
+        one
+        for one, other in list(pairs)[first.index(live) + 1 :]
+        if one.is_leaf and any(parameter.requires_grad for parameter in one.module.parameters())
+        if not one.needs_gradient and _equal(one.given, other.given)
+    ]
+
+
+def _cut_at(network: nn.Module, calls: Sequence[_Call], at: Sequence[_Call], images: torch.Size) -> Cut | None:
+    """Make a cut in front of calls, if one tensor arrives at each, and something has come before."""
+    tensors = [_only_tensor(call, images[0]) for call in at]
+    arrived = [tensor for tensor in tensors if tensor is not None]
+    before: dict[nn.Module, list[Any]] = {}
+    for call in calls[: calls.index(at[0])]:
+        # Those inside of one that is replaced are not called at all.
+        if call not in at[0].parents and not any(parent.module in before for parent in call.parents):
+            before.setdefault(call.module, []).append(tree_map(_shape, call.result))
+    names = {module: name for name, module in network.named_modules()}
+    places = {names[call.module]: call.module for call in at}
+    if (
+        len(arrived) < len(at)
+        or len(places) < len(at)
+        or not before
+        or any(place in before for place in places.values())
+    ):
+        return None
+    shapes = tuple(tensor.shape[1:] for tensor in arrived)
+    is_last = len(at) == 1 and calls[0].result is at[0].result
+    after = [(call.module, [tree_map(_shape, call.result)]) for call in at[:-1]]
+    return Cut(network, places, shapes, [*before.items()], after, is_last, images)
+
+
+def _only_tensor(call: _Call, pictures: int) -> Tensor | None:
+    """Give the one tensor that a call was given, if that is all: a row for each picture, and no gradient to it."""
+    (arguments, named), tensors = call.given, _tensors(call.given)
+    if named or len(tensors) != 1 or not arguments or arguments[0] is not tensors[0] or call.needs_gradient:
+        return None
+    return tensors[0] if tensors[0].shape[:1] == (pictures,) else None
+
+
+def _holds(backbone: Backbone, cut: Cut, images: Tensor, arithmetic: Arithmetic, seed: Callable[[int], None]) -> bool:
+    """Say whether a network says the same of pictures and of their features, to the last bit."""
+    answers: list[Any] = []
+    with _undisturbed(backbone), arithmetic():
+        features = cut.features(images)
+    with _awake(backbone.network):
+        for ask, given in ((cut.network, images), (cut, features)):
+            with _undisturbed(backbone), arithmetic(), torch.no_grad():
+                seed(2)
+                try:
+                    answers.append(ask(given))
+                except RuntimeError:  # a stand-in does not do
+                    return False
+    return _equal(*answers)
+
+
+@contextmanager
+def _awake(network: nn.Module) -> Iterator[None]:
+    """Give weights that train and are zero other values inside: a new head would say the same of everything.
+
+    Not biases: what is very small, as in a network that has learned nothing, would be lost beside them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights = [p for name, p in network.named_parameters() if p.requires_grad and not name.endswith("bias")]
+    zeros = [weight for weight in weights if not weight.any()]
+    with torch.no_grad():
+        for parameter in zeros:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        try:
+            yield
+        finally:
+            for parameter in zeros:
+                parameter.zero_()
+
+
+@contextmanager
+def _undisturbed(backbone: Backbone) -> Iterator[None]:
+    """Put back the buffers that a forward pass in training moves."""
+    buffers = [(buffer, buffer.clone()) for buffer in backbone.moving]
+    try:
+        yield
+    finally:
+        for buffer, copy in buffers:
+            buffer.copy_(copy)
+
+
+def _giving(features: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    """Make a hook that hands these features in."""
+    return lambda module, arguments: (features, *arguments[1:])  # noqa: ARG005 - as torch calls it
+
+
+@contextmanager
+def _standing_in(module: nn.Module, results: Sequence[Any], pictures: int, features: Tensor) -> Iterator[None]:
+    """Let a module give, in its first calls, empty tensors of the shapes that it gave for so many pictures."""
+    waiting = [*results][::-1]
+    forward = module.forward
+
+    def give(*arguments: Any, **named: Any) -> Any:
+        if not waiting:
+            return forward(*arguments, **named)
+        return tree_map(lambda value: _empty(value, pictures, features), waiting.pop())
+
+    own = vars(module).get("forward")
+    vars(module)["forward"] = give
+    try:
+        yield
+    finally:
+        if own is None:
+            del vars(module)["forward"]
+        else:
+            vars(module)["forward"] = own
+
+
+@dataclass(frozen=True)
+class _Shape:
+    sizes: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def _shape(value: Any) -> Any:
+    return _Shape(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
+
+
+def _empty(value: Any, pictures: int, features: Tensor) -> Any:
+    if not isinstance(value, _Shape):
+        return value
+    sizes = value.sizes
+    if sizes and sizes[0] % pictures == 0:
+        sizes = (sizes[0] // pictures * features.shape[0], *sizes[1:])
+    return torch.zeros((), dtype=value.dtype, device=features.device).expand(sizes)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree_flatten(values)[0] if isinstance(value, Tensor)]
+
+
+def _copied(values: Any) -> Any:
+    return tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, values)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    pairs = zip(tree_flatten(one)[0], tree_flatten(other)[0], strict=True)
+    return all(not isinstance(a, Tensor) or torch.equal(a, b) for a, b in pairs)

@@ -1,0 +1,230 @@
+"""What the frozen beginning of a network makes of each picture, found once and used in every epoch.
+
+A memo, like the cache of pixels: where it cannot help, or a picture or the network has changed since, batches of
+pictures come as if there were none.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from headstart.data.loading import Batches, Pair, SourceBatches
+from headstart.data.store import Stamp, stamp
+from headstart.files import free_space
+from headstart.model.backbone import Backbone
+from headstart.model.cut import Arithmetic, Cut, NoCutError, find_cut
+from headstart.training.batch import Batch, Preparer
+
+CacheFeatures = int | Literal["auto"]
+"""What `fit(cache_features=...)` takes: False is 0."""
+
+
+@dataclass(eq=False)
+class Entrance:
+    """The way into a network behind what is frozen, for as long as that stays as it is.
+
+    Args:
+        backbone: the network, and what of it is frozen.
+        device: where it is.
+        arithmetic: in which it is asked.
+        seed: of all that it may draw from.
+        pictures: gives a few batches of pictures to try it on, of different sizes.
+        prepare: from a pair to a batch on the device.
+        heed: leaves the fit, if that was asked for.
+        room: tells how many bytes of memory features may take; what is more goes into a file.
+        most_bytes: that features of a part may take in all; None is any.
+        most_numbers: that may be kept of a picture; None is any.
+    """
+
+    backbone: Backbone
+    device: torch.device
+    arithmetic: Arithmetic
+    seed: Callable[[int], None]
+    pictures: Callable[[], Sequence[Tensor]]
+    prepare: Preparer
+    heed: Callable[[], None]
+    room: Callable[[], int]
+    most_bytes: int | None = None
+    most_numbers: int | None = None
+    _frozen: tuple[int, list[int]] | None = field(default=None, init=False)
+    _cut: Cut | None = field(default=None, init=False)
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether something else is frozen than when it was last looked at."""
+        return self._frozen is None or self._frozen[0] != self.backbone.changes
+
+    @property
+    def is_at_head(self) -> bool:
+        """Whether all that comes before the head is frozen."""
+        return not any(stage.trainable for stage in self.backbone.stages)
+
+    def find(self) -> Cut | None:
+        """Give the way in, or None; look for it anew when something else is frozen, or has changed though frozen."""
+        frozen = (self.backbone.changes, self.backbone.frozen_versions)
+        if frozen != self._frozen:
+            self._cut = self._look() if self.backbone.is_frozen_at_first else None
+            self._frozen = (self.backbone.changes, self.backbone.frozen_versions)
+        return self._cut
+
+    def _look(self) -> Cut | None:
+        try:
+            with self.backbone.in_training():
+                cut = find_cut(self.backbone, self.pictures(), self.arithmetic, self.seed)
+        except NoCutError as reason:
+            print(f"pictures go through the frozen stages in every epoch, since of this network {reason}")  # noqa: T201
+            return None
+        size = sum(shape.numel() for shape in cut.shapes)
+        return cut if self.most_numbers is None or size <= self.most_numbers else None
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Features of all pictures of a part: a row for each."""
+
+    rows: Tensor
+    targets: Tensor
+    shape: torch.Size
+    has_channels_last: bool
+    stamps: list[Stamp]
+
+    def put(self, place: int, features: Tensor, targets: Tensor) -> int:
+        """Write those of some pictures from a place on, and give the place behind them."""
+        end = place + len(targets)
+        lines = features.permute(0, 2, 3, 1) if self.has_channels_last else features
+        self.rows[place:end] = lines.reshape(len(targets), -1)
+        self.targets[place:end] = targets
+        return end
+
+    def take(self, places: Sequence[int]) -> Tensor:
+        """Give those of some pictures, in the memory format that they came in."""
+        rows = self.rows[torch.tensor(places)]
+        if not self.has_channels_last:
+            return rows.view(-1, *self.shape)
+        channels, height, width = self.shape
+        return rows.view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+
+class FeatureBatches:
+    """Batches of features, as long as a network can be entered behind what is frozen; else batches of pictures.
+
+    Args:
+        live: the batches of pictures.
+        in_order: the same pictures in the order of their source; its epochs are the views of them that are kept.
+        views: how many there are; epoch n trains on view n modulo this.
+        paths: of the pictures.
+        entrance: the way in.
+    """
+
+    def __init__(
+        self, live: SourceBatches, in_order: SourceBatches, views: int, paths: Sequence[Path], entrance: Entrance
+    ) -> None:
+        self.live = live
+        self.in_order = in_order
+        self._views = views
+        self._paths = paths
+        self._entrance = entrance
+        self._cut: Cut | None = None
+        self._without: Cut | None = None  # the way in that there was no room for
+        self._kept: dict[int, _Kept] = {}
+
+    def __len__(self) -> int:
+        return len(self.live)
+
+    def pictures(self, fit: int, epoch: int, batch: int) -> list[str]:
+        """Name the pictures of a batch, in its order."""
+        return self.live.pictures(fit, epoch, batch)
+
+    def epoch(self, fit: int, epoch: int, start: int = 0) -> Iterator[Pair | Batch]:
+        """Go through the batches of an epoch from batch `start` on, of pictures from where something is unfrozen on."""
+        cut, done = self._entrance.find(), start
+        kept = None if cut is None else self._features(cut, fit, epoch % self._views)
+        if cut is not None and kept is not None:
+            with _one_thread() if self._entrance.is_at_head else nullcontext():
+                for places in self.live.places(fit, epoch, start):
+                    if self._entrance.has_moved:
+                        break
+                    features, targets = kept.take(places), kept.targets[places]
+                    yield Batch(features.to(self._entrance.device), targets.to(self._entrance.device), cut)
+                    done += 1
+        if done < len(self):
+            yield from self.live.epoch(fit, epoch, done)
+
+    def _features(self, cut: Cut, fit: int, view: int) -> _Kept | None:
+        """Give what is kept of a view of all pictures as they are now; find it first if need be."""
+        if cut is self._without:
+            return None
+        if cut is not self._cut:
+            self._cut, self._kept = cut, {}
+        stamps = [stamp(path) for path in self._paths]
+        if view not in self._kept or self._kept[view].stamps != stamps:
+            self._kept.pop(view, None)  # first, to have its room
+            found = self._found(cut, fit, view, stamps)
+            if found is None:
+                return None
+            self._kept[view] = found
+        return self._kept[view]
+
+    def _found(self, cut: Cut, fit: int, view: int, stamps: list[Stamp]) -> _Kept | None:
+        entrance, kept, place = self._entrance, None, 0
+        for pair in self.in_order.epoch(fit, view):
+            entrance.heed()
+            with entrance.arithmetic():
+                features = cut.features(entrance.prepare(pair).images)
+            kept = self._make_room(features, stamps) if kept is None else kept
+            if kept is None:
+                self._without = cut
+                return None
+            place = kept.put(place, features, pair[1])
+        return kept if place == len(stamps) else None  # some could not be read, and others take their place
+
+    def _make_room(self, features: Tensor, stamps: list[Stamp]) -> _Kept | None:
+        count, size = len(stamps), len(stamps) * features[0].nbytes
+        rows = _rows(count, features, self._entrance.room(), self._entrance.most_bytes)
+        if rows is None:
+            print(f"no room for {size / 1e6:,.0f} MB: {count} pictures go through the frozen stages in every epoch")  # noqa: T201
+            return None
+        has_channels_last = features.ndim == 4 and not features.is_contiguous()
+        return _Kept(rows, torch.empty(count, dtype=torch.int64), features.shape[1:], has_channels_last, stamps)
+
+
+def sources_of(*parts: Batches | None) -> list[Batches | None]:
+    """Give the batches of pictures that some batches are made from, each once: themselves, where they are such."""
+    found: list[Batches | None] = []
+    for part in parts:
+        found += [part.live, part.in_order] if isinstance(part, FeatureBatches) else [part]
+    return list(dict.fromkeys(found))
+
+
+def _rows(count: int, features: Tensor, room: int, most: int | None) -> Tensor | None:
+    """Make room for features of so many pictures: in memory, in a file that is gone with this process, or nowhere."""
+    width = features[0].numel()
+    size = count * features[0].nbytes
+    folder = Path(tempfile.gettempdir())
+    if (most is not None and size > most) or (size > room and free_space(folder) < size):
+        return None
+    if size <= room:
+        return torch.empty(count, width, dtype=features.dtype)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):  # else a disk that fills up later would end the process
+            os.posix_fallocate(file.fileno(), 0, size)
+        storage = torch.UntypedStorage.from_file(file.name, shared=True, nbytes=size)
+        return torch.empty(0, dtype=features.dtype).set_(storage).view(count, width)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Work in one thread inside: several would wait for each other longer than such small steps take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

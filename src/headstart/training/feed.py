@@ -1,0 +1,142 @@
+"""What a fit is fed with: batches of pictures, or of what the frozen beginning of its network makes of them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from headstart.data.cache import Cache
+from headstart.data.image_data import ImageData
+from headstart.data.loading import Batches, SourceBatches
+from headstart.data.sources import FolderSource
+from headstart.errors import ConfigError
+from headstart.model.backbone import Backbone
+from headstart.randomness import preserved, seed_step
+from headstart.training.batch import Preparer
+from headstart.training.features import CacheFeatures, Entrance, FeatureBatches
+from headstart.training.precision import Precision
+
+_MOST = 2_000_000_000
+"""Bytes that features which nobody asked for may take; fixed, or the bits would depend on how much memory is free."""
+
+_TRIED = 3, 2
+"""Pictures in the batches that a way into the network is tried on."""
+
+
+class Feed:
+    """The batches of a fit, and what of them is kept between its epochs.
+
+    Args:
+        backbone: the network, and what of it is frozen.
+        data: bound to its preprocessing.
+        prepare: from a pair to a batch on the device.
+        device: where the network is.
+        precision: the arithmetic of the forward pass.
+        seed: of order and augmentation.
+        asked: how many views of a training picture are kept as features; 0 keeps none, "auto" what changes no number.
+        heed: leaves the fit, if that was asked for.
+
+    Raises:
+        ConfigError: views were asked for, and nothing is frozen, or the pictures are not from files.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        data: ImageData,
+        prepare: Preparer,
+        device: torch.device,
+        precision: Precision,
+        seed: int,
+        asked: CacheFeatures,
+        heed: Callable[[], None],
+    ) -> None:
+        self._data = data
+        self._prepare = prepare
+        self._on_gpu = device.type == "cuda"
+        self._seed = seed
+        self._asked = asked
+        height, width = backbone.preprocessing.image_size
+        most = (_MOST, 3 * height * width) if asked == "auto" else (None, None)
+        self._entrance = Entrance(
+            backbone,
+            device,
+            precision.autocast,
+            lambda number: seed_step(number, device),
+            self._tried,
+            prepare,
+            heed,
+            (data.cache or Cache()).room,
+            *most,
+        )
+        if asked not in ("auto", 0):
+            self._demand_sense(backbone)
+
+    def _demand_sense(self, backbone: Backbone) -> None:
+        asked = f"cache_features={self._asked}"
+        if not backbone.is_frozen_at_first:
+            raise ConfigError(
+                f"{asked}, where the whole network trains",
+                "frozen stages at its beginning, whose features stay as they are",
+                "Call learner.freeze() or learner.unfreeze(from_layer) first, or leave cache_features out.",
+            )
+        if not self._keeps("train"):
+            raise ConfigError(
+                f"{asked}, for pictures that may be others each time",
+                "pictures from files: ImageData.from_folder, with augmentations by name",
+                "Leave cache_features out; or let ImageData do what your dataset or pipeline does.",
+            )
+
+    def _keeps(self, name: str) -> bool:
+        """Say whether features of a part may be kept."""
+        part = getattr(self._data, name)
+        if self._asked == 0 or not isinstance(part, FolderSource) or len(part) < sum(_TRIED):
+            return False
+        if name == "val" or self._asked == 1:
+            return self._data.eval_view.has_frame
+        return not self._data.varies if self._asked == "auto" else not callable(self._data.augment)
+
+    def prepare(self) -> None:
+        """Look at the pictures, and keep the pixels of those that are needed more than once.
+
+        Raises:
+            DataError: pictures cannot be read, and all of them are listed.
+            ConfigError: the cache's budget does not hold one picture.
+        """
+        once = []
+        if self._keeps("train") or self._keeps("val"):
+            self._data.check(*(name for name in ("train", "val") if getattr(self._data, name) is not None))
+            with preserved():
+                cut = self._entrance.find()
+            if cut is not None:
+                once = [name for name in ("train", "val") if self._keeps(name)]
+        if "train" in once and self._views > 1:
+            once.remove("train")
+        self._data.prepare({"train", "val"}.difference(once))
+
+    @property
+    def _views(self) -> int:
+        return int(self._asked) if self._asked != "auto" and self._data.varies else 1
+
+    def batches(self) -> tuple[Batches, Batches | None]:
+        """Give the batches to train and to validate on, if any."""
+        data, on_gpu = self._data, self._on_gpu
+        train = data.train_batches(self._seed, for_gpu=on_gpu)
+        val = None if data.val is None else data.eval_batches(data.val, "val", for_gpu=on_gpu)
+        if self._keeps("train"):
+            varied = data.train_batches(self._seed, shuffled=False, for_gpu=on_gpu)
+            plain = data.eval_batches(data.part("train"), "train", for_gpu=on_gpu)
+            train = self._of_features(train, varied if self._views > 1 else plain, "train", self._views)
+        if val is not None and self._keeps("val"):
+            val = self._of_features(val, val, "val", 1)
+        return train, val
+
+    def _of_features(self, live: Batches, in_order: Batches, name: str, views: int) -> Batches:
+        part = self._data.part(name)
+        if isinstance(live, SourceBatches) and isinstance(in_order, SourceBatches) and isinstance(part, FolderSource):
+            return FeatureBatches(live, in_order, views, part.paths, self._entrance)
+        return live
+
+    def _tried(self) -> list[Tensor]:
+        images, targets = self._data.examples("train", sum(_TRIED))
+        return [*torch.split(self._prepare((images, torch.tensor(targets))).images, list(_TRIED))]

@@ -1,0 +1,330 @@
+"""Features are a memo of the frozen stages: with them and without them a fit ends at the same numbers."""
+
+import multiprocessing
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from handmade import refusal, same, weights
+from PIL import Image
+from torch import Tensor, nn
+
+from headstart import Callback, ConfigError, Head, ImageData, Learner, ModelCheckpoint, Order
+from headstart.training import features as module
+
+
+class Counted(nn.Module):
+    """A network that counts the pictures each stage has seen, in training and in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU())
+        self.stage = nn.Sequential(nn.Conv2d(8, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.2))
+        self.fc = nn.Linear(16, 3)
+        self.seen = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.stage(self.stem(images)).mean((2, 3)))
+        return logits
+
+
+class Counting(nn.Conv2d):
+    pictures = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        type(self).pictures += len(images)
+        return super().forward(images)
+
+
+def data(folder: Path, **settings: Any) -> ImageData:
+    return ImageData.from_folder(folder, **{"image_size": 32, "batch_size": 8, "workers": 0, **settings})
+
+
+def learner(pictures: ImageData, frozen: str | None = "head", **options: Any) -> Learner:
+    torch.manual_seed(0)
+    network = Counted()
+    network.stem[0] = Counting(3, 8, 3, stride=2)
+    made = Learner(network, pictures, **{"head": Head(hidden=(8,), dropout=0.3), **options})
+    if frozen == "head":
+        made.freeze()
+    elif frozen is not None:
+        made.unfreeze(frozen)
+    Counting.pictures = 0
+    return made
+
+
+def fitted(made: Learner, epochs: int = 3, **options: Any) -> dict[str, list[float]]:
+    return made.fit(epochs, lr=1e-2, verbose=False, **options).history
+
+
+def close(one: dict[str, list[float]], other: dict[str, list[float]]) -> bool:
+    assert one.keys() == other.keys()
+    return all(values == pytest.approx(other[name], rel=1e-5) for name, values in one.items())
+
+
+# The same numbers
+
+
+@pytest.mark.parametrize("frozen", ["head", "stage"])
+@pytest.mark.parametrize("augment", [None, "default"])
+def test_what_is_kept_unasked_changes_no_number(shapes_folder: Path, frozen: str, augment: Any) -> None:
+    live, known = (learner(data(shapes_folder, augment=augment), frozen) for _ in range(2))
+    assert close(fitted(live, cache_features=False), fitted(known))
+    assert all(torch.allclose(value, weights(known)[name], rtol=1e-5) for name, value in weights(live).items())
+    assert live.evaluate() == pytest.approx(known.evaluate(), rel=1e-5)
+
+
+def test_as_many_views_as_epochs_are_what_there_is_without_them(shapes_folder: Path) -> None:
+    live, known = (learner(data(shapes_folder)) for _ in range(2))
+    assert close(fitted(live, cache_features=False), fitted(known, cache_features=3))
+
+
+def test_views_take_turns(shapes_folder: Path) -> None:
+    made = learner(data(shapes_folder))
+    fitted(made, 5, cache_features=2)
+    train, val = (len(part) for part in (made.data.train, made.data.val))  # type: ignore[arg-type]
+    tried = Counting.pictures - 2 * train - val
+    assert 0 < tried < 30
+
+
+def test_one_view_is_that_of_evaluation(shapes_folder: Path) -> None:
+    plain, known = learner(data(shapes_folder, augment=None)), learner(data(shapes_folder))
+    assert close(fitted(plain), fitted(known, cache_features=1))
+
+
+def test_unasked_each_val_picture_goes_through_the_frozen_stages_once(shapes_folder: Path) -> None:
+    made = learner(data(shapes_folder))
+    fitted(made, 4)
+    train, val = (len(part) for part in (made.data.train, made.data.val))  # type: ignore[arg-type]
+    assert 0 < Counting.pictures - 4 * train - val < 30
+
+
+@pytest.mark.parametrize("frozen", ["head", "stage"])
+def test_a_named_network_learns_the_same(shapes_folder: Path, frozen: str) -> None:
+    def made() -> Learner:
+        found = Learner("resnet18", data(shapes_folder, augment=None), pretrained=False)
+        found.freeze() if frozen == "head" else found.unfreeze("layer4")
+        return found
+
+    live, known = made(), made()
+    assert close(fitted(live, 2, cache_features=False), fitted(known, 2))
+
+
+# What changes in between
+
+
+class Unfreezing(Callback):
+    def __init__(self, at: int, layer: str) -> None:
+        self.at, self.layer = at, layer
+
+    def on_epoch_end(self, epoch: int, logs: Any) -> None:
+        if epoch == self.at:
+            self.learner.unfreeze(self.layer)
+
+
+@pytest.mark.parametrize("layer", ["stage", "stem"])
+def test_a_callback_may_unfreeze(shapes_folder: Path, layer: str) -> None:
+    live, known = (learner(data(shapes_folder, augment=None)) for _ in range(2))
+    histories = [
+        fitted(made, 4, cache_features=kept, callbacks=[Unfreezing(1, layer)])
+        for made, kept in ((live, False), (known, 1))
+    ]
+    assert close(*histories)
+
+
+class UnfreezingInside(Callback):
+    def on_train_batch_end(self, batch: int, logs: Any) -> None:
+        if self.run.epoch == 1 and batch == 3:
+            self.learner.unfreeze("stage")
+
+
+def test_also_in_the_middle_of_an_epoch(shapes_folder: Path) -> None:
+    live, known = (learner(data(shapes_folder, augment=None)) for _ in range(2))
+    histories = [
+        fitted(made, 3, cache_features=kept, callbacks=[UnfreezingInside()])
+        for made, kept in ((live, False), (known, 1))
+    ]
+    assert close(*histories)
+
+
+def test_frozen_weights_that_are_loaded_are_used(shapes_folder: Path, tmp_path: Path) -> None:
+    other = learner(data(shapes_folder))
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.mul_(1.5)
+    other.save(tmp_path / "other.safetensors")
+
+    class Loading(Callback):
+        def on_epoch_end(self, epoch: int, logs: Any) -> None:
+            if epoch == 0:
+                self.learner.load_weights(tmp_path / "other.safetensors")
+
+    live, known = (learner(data(shapes_folder, augment=None)) for _ in range(2))
+    histories = [
+        fitted(made, 3, cache_features=kept, callbacks=[Loading()]) for made, kept in ((live, False), (known, 1))
+    ]
+    assert close(*histories)
+
+
+def test_a_picture_that_is_rewritten_is_seen(shapes_folder: Path, tmp_path: Path) -> None:
+    class Rewriting(Callback):
+        def on_epoch_end(self, epoch: int, logs: Any) -> None:
+            if epoch == 0:
+                for path in (self.learner.data.train.paths[3], self.learner.data.val.paths[1]):  # type: ignore[union-attr]
+                    Image.new("RGB", (40, 40), "red").save(path)
+
+    histories = []
+    for kept in (False, 1):
+        folder = tmp_path / str(kept)
+        for path in sorted(shapes_folder.rglob("*.jpg")):
+            target = folder / path.relative_to(shapes_folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+        made = learner(data(folder, augment=None))
+        histories.append(fitted(made, 3, cache_features=kept, callbacks=[Rewriting()]))
+    assert close(*histories)
+
+
+def test_a_callback_that_looks_at_batches_sees_pictures(shapes_folder: Path) -> None:
+    shapes: set[tuple[int, ...]] = set()
+
+    class Looking(Callback):
+        def on_test_batch_end(self, batch: int, logs: Any) -> None:
+            shapes.add(tuple(self.run.batch.images.shape[1:]))
+
+    fitted(learner(data(shapes_folder, augment=None)), 2, callbacks=[Looking()])
+    assert shapes == {(3, 32, 32)}
+
+
+class Cutting(Callback):
+    order = Order.REPORT
+
+    def on_epoch_begin(self, epoch: int, logs: Any) -> None:
+        if epoch == 2 and not self.run.resumed:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kept", ["auto", 2])
+def test_a_fit_is_gone_on_with_to_the_same_bits(shapes_folder: Path, tmp_path: Path, kept: Any) -> None:
+    augment = None if kept == "auto" else "default"
+
+    def run(folder: Path, *callbacks: Callback) -> Learner:
+        made = learner(data(shapes_folder, augment=augment))
+        fitted(made, 5, cache_features=kept, callbacks=[ModelCheckpoint(folder), *callbacks], resume=True)
+        return made
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", Cutting())
+    assert same(weights(run(tmp_path / "cut")), weights(run(tmp_path / "whole")))
+
+
+# Where they are kept
+
+
+def test_more_than_memory_may_take_goes_into_a_file(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    live, known = (learner(data(shapes_folder, augment=None), "stage") for _ in range(2))
+    before = fitted(live, cache_features=False)
+    made: list[Tensor | None] = []
+    rows = module._rows
+    monkeypatch.setattr(
+        module, "_rows", lambda count, found, room, most: made.append(rows(count, found, 0, most)) or made[-1]
+    )
+    assert close(before, fitted(known, cache_features=1))
+    assert len(made) == 2
+    assert all(row is not None for row in made)
+
+
+@pytest.mark.parametrize("limit", ["disk", "unasked"])
+def test_where_there_is_no_room_at_all_pictures_are_used(
+    shapes_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], limit: str
+) -> None:
+    live, known = (learner(data(shapes_folder, augment=None)) for _ in range(2))
+    before = fitted(live, cache_features=False)
+    if limit == "disk":
+        monkeypatch.setattr(module, "free_space", lambda folder: 0)
+        monkeypatch.setattr("headstart.data.cache.Cache.room", lambda self, taken=0: 0)
+    else:
+        monkeypatch.setattr("headstart.training.feed._MOST", 1000)
+    assert close(before, fitted(known))
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no room")]
+    assert len(told) == 2  # for train and for val
+
+
+def test_pictures_that_are_passed_over_are_no_trouble(shapes_folder: Path, tmp_path: Path) -> None:
+    for path in sorted(shapes_folder.rglob("*.jpg")):
+        target = tmp_path / "pictures" / path.relative_to(shapes_folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(b"none" if path.name in ("03.jpg", "26.jpg") else path.read_bytes())
+    settings = {"augment": None, "on_error": "skip"}
+    live, known = (learner(data(tmp_path / "pictures", **settings)) for _ in range(2))
+    assert close(fitted(live, 2, cache_features=False), fitted(known, 2, cache_features=1))
+
+
+def test_small_steps_are_taken_in_one_thread(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    class Threads(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any) -> None:
+            seen.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        fitted(learner(data(shapes_folder)), 1, cache_features=1, callbacks=[Threads()])
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+# What cannot be asked for
+
+
+@pytest.mark.parametrize("wrong", [True, 0, -1, 1.5, "all", None])
+def test_what_is_no_number_of_views_is_refused(shapes_folder: Path, wrong: Any) -> None:
+    error = refusal(ConfigError, lambda: fitted(learner(data(shapes_folder)), cache_features=wrong))
+    assert f"cache_features={wrong!r}" in error.arrived
+
+
+def test_views_of_what_trains_are_refused(shapes_folder: Path) -> None:
+    error = refusal(ConfigError, lambda: fitted(learner(data(shapes_folder), None), cache_features=4))
+    assert "learner.freeze()" in error.todo
+
+
+@pytest.mark.parametrize("own", ["dataset", "pipeline"])
+def test_views_of_what_may_be_another_picture_each_time_are_refused(shapes_folder: Path, own: str) -> None:
+    pictures = data(shapes_folder, augment=lambda picture: picture)
+    if own == "dataset":
+        pictures = ImageData.from_datasets([(Image.new("RGB", (32, 32)), n % 3) for n in range(9)], classes=3)
+    error = refusal(ConfigError, lambda: fitted(learner(pictures), cache_features=4))
+    assert "from_folder" in error.needed
+
+
+def test_why_a_network_takes_pictures_through_is_told_once(
+    shapes_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = learner(data(shapes_folder))
+    made.model.stem.register_forward_hook(lambda *given: None)  # type: ignore[union-attr, operator]
+    fitted(made)
+    told = [line for line in capsys.readouterr().out.splitlines() if "frozen stages in every epoch" in line]
+    assert len(told) == 1
+    assert "hooks" in told[0]
+    assert os.sep not in told[0]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_no_process_stays_when_a_fit_is_over(shapes_folder: Path, interrupted: bool) -> None:
+    class Ending(Callback):
+        def on_epoch_end(self, epoch: int, logs: Any) -> None:
+            if interrupted:
+                raise KeyboardInterrupt
+
+    kept = Ending()  # which keeps the run
+    made = learner(data(shapes_folder, workers=1, cache=None))
+    before = set(multiprocessing.active_children())
+    with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+        fitted(made, 1, callbacks=[kept])
+    assert set(multiprocessing.active_children()) == before
