@@ -163,8 +163,19 @@ def test_a_folder_that_holds_another_run_is_refused_before_the_first_batch(tmp_p
     assert caught.value.arrived == f"{tmp_path / 'fit-1'}, which holds another run"
     assert caught.value.needed == "an empty or a new folder"
     assert "overwrite=True" in caught.value.todo
+    assert "resume=True" in caught.value.todo
     assert noting.notes == []
     assert there == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_where_no_state_is_nobody_is_told_to_go_on(tmp_path):
+    fitted(ModelCheckpoint(tmp_path), [1])
+    for path in (tmp_path / "fit-1").iterdir():
+        if path.name not in ("best.safetensors", "last.safetensors"):
+            path.unlink()
+    learner = made_learner(val=pairs(2))
+    again = refusal(CheckpointError, lambda: learner.fit(1, 0.1, callbacks=[ModelCheckpoint(tmp_path)], verbose=False))
+    assert "resume" not in again.todo
 
 
 def test_an_empty_folder_is_taken(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from handmade import Noting, made_learner, pairs, plain_network, refusal, same, weights
+from handmade import At, Noting, made_learner, pairs, plain_network, refusal, same, weights
 from interrupted import ALWAYS, NEVER, Death, DiedError, differences, fit, left
 from torch import nn
 
@@ -686,3 +686,28 @@ def test_broken_pictures_say_more_than_that_they_are_other_ones(make, tmp_path, 
     with pytest.warns(UserWarning, match="goes on with files that have changed: sizes of the train files"):
         fit(again := make(data=passing_over), tmp_path / "run")
     assert len(again.history) == 3
+
+
+def test_a_call_that_begins_another_fit_after_one_that_was_cut_short_says_so(make, tmp_path, capsys):
+    def stop(callback, epoch, logs):
+        raise KeyboardInterrupt
+
+    learner = make()
+    with pytest.raises(KeyboardInterrupt):
+        learner.fit(2, 0.1, callbacks=[At(on_epoch_end=stop), ModelCheckpoint(tmp_path)], resume=True, verbose=False)
+    capsys.readouterr()
+    learner.fit(1, 0.1, callbacks=[ModelCheckpoint(tmp_path)], verbose=False)
+    told = "fit 1 was cut short: this is fit 2, which begins with its weights. resume=True would go on"
+    assert told in capsys.readouterr().out
+    learner.fit(1, 0.1, callbacks=[ModelCheckpoint(tmp_path)], verbose=False)
+    assert "cut short" not in capsys.readouterr().out
+
+
+def test_a_fit_that_failed_goes_on_when_the_cause_is_gone(make, tmp_path, capsys):
+    def fail(callback, epoch, logs):
+        if epoch == 1:
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        make().fit(2, 0.1, callbacks=[At(on_epoch_end=fail), ModelCheckpoint(tmp_path)], verbose=False)
+    assert "failed; when its cause is gone, the same script goes on at" in capsys.readouterr().out

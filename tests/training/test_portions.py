@@ -139,7 +139,7 @@ def test_a_loss_that_could_not_be_had_again_is_told():
     learner = made_learner(pairs(8), network=Small(plain_network(), backward=3))
     error = refusal(OutOfMemory, lambda: learner.fit(1, 0.1, callbacks=[At(on_loss_ready=penalise)], verbose=False))
     assert "a loss that a callback made" in error.arrived
-    assert "batch_size=4 with accumulate=2" in error.todo
+    assert "Batches of 4 with accumulate=2" in error.todo
 
 
 @pytest.mark.parametrize("memory", [{"forward": 3}, {"backward": 3}], ids=str)
@@ -168,9 +168,17 @@ def test_a_batch_whose_loss_has_nothing_to_do_with_the_network_is_passed_over():
 def test_the_advice_gives_the_same_step(accumulate):
     learner = made_learner(pairs(8, 8, 8), network=Small(plain_network(), forward=3))
     error = refusal(OutOfMemory, lambda: learner.fit(1, 0.1, accumulate=accumulate, on_oom="raise", verbose=False))
-    assert f"batch_size=4 with accumulate={2 * accumulate} takes half" in error.todo
+    assert f"Batches of 4 with accumulate={2 * accumulate} take half the memory for the same step." in error.todo
     learner = made_learner(val=pairs(8), network=Small(normed_always(), evaluation=3))
-    assert "batch_size=4 takes half the memory." in refusal(OutOfMemory, learner.evaluate).todo
+    assert "Batches of 4 take half the memory." in refusal(OutOfMemory, learner.evaluate).todo
+
+
+@pytest.mark.parametrize(("pictures", "normed"), [(7, False), (8, True)])
+def test_the_advice_promises_the_same_step_only_where_it_is_one(pictures, normed):
+    network = normed_always() if normed else plain_network()
+    learner = made_learner(pairs(pictures), network=Small(network, forward=3))
+    error = refusal(OutOfMemory, lambda: learner.fit(1, 0.1, on_oom="raise", verbose=False))
+    assert "Batches of 4 with accumulate=2 take half the memory." in error.todo
 
 
 def normed_always() -> nn.Sequential:
@@ -284,7 +292,7 @@ def test_norms_in_training_are_no_reason_to_split_unasked():
     assert error.arrived == "out of memory with 8 pictures (CUDA out of memory. Tried to allocate 2.00 GiB.)"
     assert "BatchNorm" in error.todo
     assert "on_oom='split'" in error.todo
-    assert "batch_size=4 with accumulate=2" in error.todo
+    assert "Batches of 4 with accumulate=2" in error.todo
     assert network.seen == [8]
     assert same(before, weights(learner))
     assert isinstance(error, torch.OutOfMemoryError | HeadstartError)

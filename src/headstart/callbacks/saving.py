@@ -15,7 +15,7 @@ from headstart.training.checkpoint import digest_in
 from headstart.training.metrics import Logs
 from headstart.training.monitor import Monitor
 from headstart.training.run import Run
-from headstart.training.run_folder import LOCK
+from headstart.training.run_folder import LOCK, RunFolder
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 _NEW = ".best-new.safetensors"
@@ -130,11 +130,11 @@ class ModelCheckpoint(Callback):
         demand_writable(folder, "ModelCheckpoint")
         there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         if there - {LOCK, _BEGUN} and not (self.overwrite or run.resume):
+            go_on = "Go on with it: fit(..., resume=True). Or: " if RunFolder(folder).has_states else ""
             raise CheckpointError(
                 f"{folder}, which holds another run",
                 "an empty or a new folder",
-                "Go on with it: fit(..., resume=True). Or name another directory, or pass overwrite=True to "
-                "ModelCheckpoint to replace what is there.",
+                f"{go_on}Name another directory, or pass overwrite=True to ModelCheckpoint to replace what is there.",
             )
 
     def states_folder(self, run: Run) -> Path:

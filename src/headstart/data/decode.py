@@ -151,7 +151,8 @@ def refuse_unreadable(found: Sequence[tuple[Path, str]], of: int, share: float =
     if len(found) > share * of:
         named = listing((f"{str(path)!r} ({reason})" for path, reason in found), most=20)
         bad = [path for path, _ in found if path.exists()]
-        copies = "Replace these files by good copies; or delete them, and make the ImageData anew."
+        copies = "Replace these files by good copies; or delete them, and make the ImageData anew"
+        copies += "." if share else "; or pass over a few: on_error='skip'."
         if bad and len(bad) < len(found):
             copies = "Check the paths of the missing files; replace the others by good copies."
         needed = "whole picture files, of a format that Pillow knows and of a sane size"
@@ -183,7 +184,7 @@ def _failure_named(name: str) -> Iterator[None]:
         refusal = UnreadableError(
             f"{name} cannot be read: {_reason(error)}",
             "a whole picture, of a format that Pillow knows and of a sane size",
-            "Look at it in a picture viewer; replace it by a good copy or delete it.",
+            "Look at it in a picture viewer; put a good copy in its place, or let on_error='skip' pass it over.",
         )
         refusal.reason = _reason(error)
         raise refusal from error

@@ -122,7 +122,8 @@ class Keeping(Callback):
         if self.run.status in ("completed", "stopped"):
             self.folder.finish(*pack(self._state(), "state"), self.facts)
         elif self._saved_at:
-            words = f"{self.run.status}; the same script goes on at {self._saved_at} with fit(..., resume=True)"
+            first = "when its cause is gone, " if self.run.status == "failed" else ""
+            words = f"{self.run.status}; {first}the same script goes on at {self._saved_at} with fit(..., resume=True)"
             print(f"{words}: the state is in {self.folder.path}")  # noqa: T201 - who stopped it wants to know
 
     def _save(self) -> None:

@@ -178,9 +178,10 @@ class Portions:
     def _smaller(self, pictures: int) -> str:
         """Say which settings take half of the memory."""
         if not torch.is_grad_enabled():
-            return f"batch_size={-(-pictures // 2)} takes half the memory."
+            return f"Batches of {-(-pictures // 2)} take half the memory."
         half, twice = -(-pictures // 2), 2 * self._run.accumulate
-        return f"batch_size={half} with accumulate={twice} takes half the memory for the same step."
+        step = " for the same step" if pictures % 2 == 0 and not self._run.backbone.mixes_pictures else ""
+        return f"Batches of {half} with accumulate={twice} take half the memory{step}."
 
     def _gradient_at_outputs(self) -> Tensor | None:
         """Give the loss's gradient at the outputs, after making sure that all that has not arrived is in it."""

@@ -121,12 +121,18 @@ class RunFolder:
         if damaged:
             there = sorted(path.name for path in files_in(self.path, _MODEL))
             models = f"The weights in {listing(there)} may be whole: learner.load_weights(file). " if there else ""
+            are = "is" if len(damaged) == 1 else "are"
             raise CheckpointError(
-                f"{self.path}, in which {listing(bad.name for bad in damaged)} are damaged",
+                f"{self.path}, in which {listing(bad.name for bad in damaged)} {are} damaged",
                 "a folder with one state that is whole",
                 f"{models}Train anew: give ModelCheckpoint another directory, or overwrite=True and fit resume=False.",
             )
         return None
+
+    @property
+    def has_states(self) -> bool:
+        """Whether there is anything to go on from."""
+        return bool(files_in(self.path, _KEPT_FILES))
 
     def clear(self) -> None:
         """Remove the states of an earlier run, and how it ended."""
