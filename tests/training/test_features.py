@@ -260,7 +260,25 @@ def test_pictures_that_are_passed_over_are_no_trouble(shapes_folder: Path, tmp_p
         target.write_bytes(b"none" if path.name in ("03.jpg", "26.jpg") else path.read_bytes())
     settings = {"augment": None, "on_error": "skip"}
     live, known = (learner(data(tmp_path / "pictures", **settings)) for _ in range(2))
-    assert close(fitted(live, 2, cache_features=False), fitted(known, 2, cache_features=1))
+    before = fitted(live, 3, cache_features=False)
+    tried = Counting.pictures
+    assert close(before, fitted(known, 3, cache_features=1))
+    assert Counting.pictures - 2 * tried < 72 + 27 + 30, "they have been looked for more than once"
+
+
+def test_a_batch_that_memory_does_not_hold_goes_through_in_portions(
+    shapes_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Counting.forward
+
+    def small(self: Counting, images: Tensor) -> Tensor:
+        if len(images) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, images)
+
+    monkeypatch.setattr(Counting, "forward", small)
+    live, known = (learner(data(shapes_folder, augment=None)) for _ in range(2))
+    assert close(fitted(live, cache_features=False), fitted(known, cache_features=1))
 
 
 def test_small_steps_are_taken_in_one_thread(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from headstart.files import free_space
 from headstart.model.backbone import Backbone
 from headstart.model.cut import Arithmetic, Cut, NoCutError, find_cut
 from headstart.training.batch import Batch, Preparer
+from headstart.training.portions import is_out_of_memory
 
 CacheFeatures = int | Literal["auto"]
 """What `fit(cache_features=...)` takes: False is 0."""
@@ -168,6 +169,7 @@ class FeatureBatches:
             self._kept.pop(view, None)  # first, to have its room
             found = self._found(cut, fit, view, stamps)
             if found is None:
+                self._without = cut
                 return None
             self._kept[view] = found
         return self._kept[view]
@@ -176,11 +178,15 @@ class FeatureBatches:
         entrance, kept, place = self._entrance, None, 0
         for pair in self.in_order.epoch(fit, view):
             entrance.heed()
-            with entrance.arithmetic():
-                features = cut.features(entrance.prepare(pair).images)
+            try:
+                with entrance.arithmetic():
+                    features = cut.features(entrance.prepare(pair).images)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    return None  # pictures go through the whole network in portions
+                raise
             kept = self._make_room(features, stamps) if kept is None else kept
             if kept is None:
-                self._without = cut
                 return None
             place = kept.put(place, features, pair[1])
         return kept if place == len(stamps) else None  # some could not be read, and others take their place

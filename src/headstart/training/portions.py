@@ -133,7 +133,7 @@ class Portions:
         try:
             yield
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             self._demand_way_out(pictures, error)
             self._ran_out = True
@@ -224,7 +224,8 @@ def _version(tensor: Tensor | None) -> int:
     return -1 if tensor is None else tensor._version  # noqa: SLF001 - what autograd itself counts
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Say whether an error of torch's means that memory does not hold something."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _WORDS)
 
 
