@@ -232,7 +232,7 @@ def test_numbers_of_numpy_are_numbers_too(learner: Learner) -> None:
         "accumulate": np.int8(2),
         "clip_norm": norm,
     }
-    history = learner.fit(epochs, lr, **plan, verbose=False)  # type: ignore[arg-type]
+    history = learner.fit(epochs, lr, **plan, cache_features=False, verbose=False)  # type: ignore[arg-type]
     assert history.epoch == [0]
     assert {type(value) for value in history.params.values() if value is not None} == {int, float}
     seeded = made_learner(seed=np.int64(7), weight_decay=np.float32(0.1))

@@ -286,8 +286,8 @@ class Learner:
         demands.check("clip_norm", clip_norm, clip_norm is None or _is_positive(clip_norm), "a norm above 0, or None")
         demands.check("resume", resume, isinstance(resume, bool), "True or False; a ModelCheckpoint has the folder")
         demands.check("on_oom", on_oom, on_oom in get_args(OnOom), "'auto', 'split' or 'raise'")
-        views = cache_features == "auto" or cache_features is False or is_count(cache_features)
-        demands.check("cache_features", cache_features, views, "'auto', False, or how many views of a picture to keep")
+        kept = cache_features == "auto" or cache_features is False or is_count(cache_features)
+        demands.check("cache_features", cache_features, kept, "'auto', False, or how many views of a picture to keep")
         demands.check("callbacks", callbacks, isinstance(callbacks, Iterable | Callback), "a list of callbacks")
         demands.settle()
         callbacks = _listed(callbacks)
@@ -295,8 +295,9 @@ class Learner:
             raise ConfigError("fit inside a fit", "one fit at a time", "Call it after the first one has returned.")
         shown = any(isinstance(callback, ProgressBar) for callback in callbacks)
         watching = [ProgressBar()] if verbose and not shown else []
+        views: CacheFeatures = "auto" if cache_features == "auto" else int(cache_features)
         rates = float(lr), float(head_lr_mult), _plain(layer_lr_decay)
-        plan = FitPlan(int(epochs), *rates, int(accumulate), _plain(clip_norm), resume, on_oom, cache_features)
+        plan = FitPlan(int(epochs), *rates, int(accumulate), _plain(clip_norm), resume, on_oom, views)
         return self._session.fit(plan, [*callbacks, *watching], self)
 
     @property

@@ -289,6 +289,7 @@ def test_a_plan_has_plain_defaults():
         "clip_norm": None,
         "resume": False,
         "on_oom": "auto",
+        "cache_features": "auto",
     }
 
 
