@@ -7,9 +7,10 @@ the right shape, and what is given to the module at the cut is the tensor that i
 on real pictures, and believed only when the logits have the same bits.
 """
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,17 +31,31 @@ class _ReachedError(Exception):
     """All that was looked for has been seen."""
 
 
+@dataclass(frozen=True)
+class _Trace:
+    """What is kept of a tensor: enough to see whether another one has the same bits."""
+
+    shape: torch.Size
+    needs_gradient: bool
+    bits: Tensor
+
+
 @dataclass(eq=False)
 class _Call:
-    """A call of a module in a forward pass."""
+    """A call of a module in a forward pass, without its tensors: all of them together would fill the memory."""
 
     module: nn.Module
     parents: list["_Call"]
-    given: Any
-    needs_gradient: bool
+    given: list[_Trace]
+    is_plain: bool  # given one tensor, and nothing by name
     is_leaf: bool = True
-    result: Any = None
-    answer: Any = None  # a copy of the result, which may be written to later on
+    result: Any = None  # as shapes
+    answer: list[_Trace] = field(default_factory=list)
+    is_last: bool = False  # gives what the network gives
+
+    @property
+    def needs_gradient(self) -> bool:
+        return any(trace.needs_gradient for trace in self.given)
 
 
 @dataclass(frozen=True)
@@ -140,17 +155,22 @@ def _watched(network: nn.Module, images: Tensor) -> list[_Call]:
     """Ask a network and note all calls of its modules, in the order in which they begin; the first is its own."""
     calls: list[_Call] = []
     going_on: list[_Call] = []
+    results: list[tuple[_Call, weakref.ref[Tensor]]] = []
 
     def begin(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         if going_on:
             going_on[-1].is_leaf = False
-        given = (arguments, named)
-        calls.append(_Call(module, [*going_on], _copied(given), any(value.requires_grad for value in _tensors(given))))
+        is_plain = len(_tensors(arguments)) == 1 and isinstance(arguments[0], Tensor) and not named
+        calls.append(_Call(module, [*going_on], _traces((arguments, named)), is_plain))
         going_on.append(calls[-1])
 
     def end(module: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:  # noqa: ARG001 - as torch calls it
         call = going_on.pop()
-        call.result, call.answer = result, _copied(result) if call.is_leaf else None
+        call.result = tree_map(_shape, result)
+        if call.is_leaf:
+            call.answer = _traces(result)
+        if isinstance(result, Tensor):
+            results.append((call, weakref.ref(result)))
 
     with ExitStack() as stack:
         for module in network.modules():
@@ -158,7 +178,9 @@ def _watched(network: nn.Module, images: Tensor) -> list[_Call]:
                 raise NoCutError("some of its modules have hooks")
             stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(end).remove)
-        network(images)
+        answer = network(images)
+    for call, result in results:
+        call.is_last = result() is answer
     return calls
 
 
@@ -169,10 +191,10 @@ def _first_live(backbone: Backbone, first: Sequence[_Call], second: Sequence[_Ca
     for one, other in zip(first, second, strict=True):
         if not one.is_leaf:
             continue
-        if not _equal(one.given, other.given):
+        if not _alike(one.given, other.given):
             raise NoCutError("its frozen part draws random numbers outside of modules")
         trains = any(parameter.requires_grad for parameter in one.module.parameters())
-        if trains or backbone.mixes(one.module) or not _equal(one.answer, other.answer):
+        if trains or backbone.mixes(one.module) or not _alike(one.answer, other.answer):
             return one
     raise NoCutError("nothing of it trains")
 
@@ -184,40 +206,26 @@ def _other_heads(first: Sequence[_Call], second: Sequence[_Call], live: _Call) -
         one
         for one, other in list(pairs)[first.index(live) + 1 :]
         if one.is_leaf and any(parameter.requires_grad for parameter in one.module.parameters())
-        if not one.needs_gradient and _equal(one.given, other.given)
+        if not one.needs_gradient and _alike(one.given, other.given)
     ]
 
 
 def _cut_at(network: nn.Module, calls: Sequence[_Call], at: Sequence[_Call], images: torch.Size) -> Cut | None:
     """Make a cut in front of calls, if one tensor arrives at each, and something has come before."""
-    tensors = [_only_tensor(call, images[0]) for call in at]
-    arrived = [tensor for tensor in tensors if tensor is not None]
+    if not all(call.is_plain and not call.needs_gradient and call.given[0].shape[:1] == images[:1] for call in at):
+        return None
     before: dict[nn.Module, list[Any]] = {}
     for call in calls[: calls.index(at[0])]:
         # Those inside of one that is replaced are not called at all.
         if call not in at[0].parents and not any(parent.module in before for parent in call.parents):
-            before.setdefault(call.module, []).append(tree_map(_shape, call.result))
+            before.setdefault(call.module, []).append(call.result)
     names = {module: name for name, module in network.named_modules()}
     places = {names[call.module]: call.module for call in at}
-    if (
-        len(arrived) < len(at)
-        or len(places) < len(at)
-        or not before
-        or any(place in before for place in places.values())
-    ):
+    if not before or len(places) < len(at) or not before.keys().isdisjoint(places.values()):
         return None
-    shapes = tuple(tensor.shape[1:] for tensor in arrived)
-    is_last = len(at) == 1 and calls[0].result is at[0].result
-    after = [(call.module, [tree_map(_shape, call.result)]) for call in at[:-1]]
-    return Cut(network, places, shapes, [*before.items()], after, is_last, images)
-
-
-def _only_tensor(call: _Call, pictures: int) -> Tensor | None:
-    """Give the one tensor that a call was given, if that is all: a row for each picture, and no gradient to it."""
-    (arguments, named), tensors = call.given, _tensors(call.given)
-    if named or len(tensors) != 1 or not arguments or arguments[0] is not tensors[0] or call.needs_gradient:
-        return None
-    return tensors[0] if tensors[0].shape[:1] == (pictures,) else None
+    shapes = tuple(call.given[0].shape[1:] for call in at)
+    after = [(call.module, [call.result]) for call in at[:-1]]
+    return Cut(network, places, shapes, [*before.items()], after, len(at) == 1 and at[0].is_last, images)
 
 
 def _holds(backbone: Backbone, cut: Cut, images: Tensor, arithmetic: Arithmetic, seed: Callable[[int], None]) -> bool:
@@ -316,10 +324,25 @@ def _tensors(values: Any) -> list[Tensor]:
     return [value for value in tree_flatten(values)[0] if isinstance(value, Tensor)]
 
 
-def _copied(values: Any) -> Any:
-    return tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, values)
+def _traces(values: Any) -> list[_Trace]:
+    return [_Trace(value.shape, value.requires_grad, _bits(value.detach())) for value in _tensors(values)]
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """Give the sum of a tensor's bits, taken as whole numbers."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    if tensor.is_floating_point():
+        whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+        tensor = tensor.view(whole)
+    return tensor.sum(dtype=torch.int64)
+
+
+def _alike(one: Sequence[_Trace], other: Sequence[_Trace]) -> bool:
+    pairs = zip(one, other, strict=True)
+    return all(a.shape == b.shape and torch.equal(a.bits, b.bits) for a, b in pairs)
 
 
 def _equal(one: Any, other: Any) -> bool:
-    pairs = zip(tree_flatten(one)[0], tree_flatten(other)[0], strict=True)
-    return all(not isinstance(a, Tensor) or torch.equal(a, b) for a, b in pairs)
+    pairs = zip(_tensors(one), _tensors(other), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
