@@ -51,6 +51,8 @@ def train(arguments: argparse.Namespace, seed: int) -> tuple[float, float]:
         network.requires_grad_(False)
         head = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
         head.requires_grad_(True)
+    for layer in arguments.layers:
+        network.get_submodule(layer).requires_grad_(True)
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.001, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
     best, began = 0.0, time.monotonic()
@@ -81,6 +83,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--model", default="squeezenet1_1", help="squeezenet1_1, mobilenet_v2 or a resnet")
     parser.add_argument("--fixed", action="store_true", help="train only the last layer")
+    parser.add_argument("--layers", nargs="*", default=[], help="with --fixed: what trains beside the last layer")
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

@@ -329,10 +329,20 @@ def test_a_budget_is_kept_where_some_are_larger_than_they_seemed(
     assert "decoded in every epoch" in capsys.readouterr().out
 
 
+def test_that_there_is_no_room_is_told_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = shapes(folder, Cache("ram", budget=10_000))
+    for _ in range(3):
+        data.prepare()
+    assert capsys.readouterr().out.count("decoded in every epoch") == 2  # for train and for val
+
+
 def test_a_budget_is_for_all_parts_together(folder: Path) -> None:
     size = filled(folder, "ram")._memos["train"].size
-    data = filled(folder, Cache("ram", budget=size + 1000))
+    data = filled(folder, Cache("ram", budget=size + 5000))
     assert [memo.size for memo in data._memos.values()] == [size, 0]
+    Image.new("RGB", (37, 60), "red").save(folder / "train" / "circle" / "00.jpg")
+    data.prepare()
+    assert data._memos["train"].size > 0
 
 
 def test_a_budget_smaller_than_a_picture_is_refused(folder: Path) -> None:

@@ -129,6 +129,7 @@ class Memo:
         self.view = view
         self.cache = cache
         self.store: Store | None = None
+        self._has_told = False
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -178,6 +179,7 @@ class Memo:
         """
         stamps = [stamp(path) for path in self.source.paths]
         if self.store is None or not self.store.knows(stamps):
+            self.store = None  # first, to have its room
             self.store = self._kept(stamps, taken)
         if self.store is None:
             return None
@@ -206,8 +208,10 @@ class Memo:
             why = error.arrived
         except OutOfRoomError:
             pass  # some are larger than they seemed
-        todo = "" if path is not None else "; cache='disk' keeps them there"
-        print(f"{why}: pictures are decoded in every epoch{todo}")  # noqa: T201 - it must not fail unseen
+        if not self._has_told:
+            todo = "" if path is not None else "; cache='disk' keeps them there"
+            print(f"{why}: pictures are decoded in every epoch{todo}")  # noqa: T201 - it must not fail unseen
+        self._has_told = True
         return None
 
     def _pictures(self, stamps: Sequence[Stamp], old: Store | None) -> Iterator[tuple[Tensor | None, Stamp]]:
@@ -254,7 +258,7 @@ class Memo:
 
     def _key(self) -> bytes:
         """Give 32 bytes that change with whatever the pixels depend on, but for what is in the files."""
-        libraries = [VERSION, *map(version, ("pillow", "torchvision", "timm")), PIL.features.version("jpg")]
+        libraries = [VERSION, *map(version, ("pillow", "torch", "torchvision", "timm")), PIL.features.version("jpg")]
         made_by = [repr(self.view.frame), self.view.least_side, *libraries]
         paths = [str(path.absolute()) for path in self.source.paths]
         return hashlib.sha256(repr((made_by, paths)).encode(errors="surrogateescape")).digest()

@@ -366,7 +366,7 @@ class ImageData:
         if name not in self._memos or self._memos[name].view.frame != view.frame:
             self._memos.pop(name, None)  # first, to have its room
             self._memos[name] = Memo(part, view, self.cache)
-        return self._memos[name].fill(sum(memo.size for memo in self._memos.values()))
+        return self._memos[name].fill(sum(memo.size for other, memo in self._memos.items() if other != name))
 
     def _remembered(self, part: Source, name: str, view: View) -> tuple[Source, View]:
         """Give a part, and what is to be done to its pictures, or less of it where they are kept framed."""

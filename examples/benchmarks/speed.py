@@ -1,0 +1,146 @@
+"""Measure whole trainings beside the loop of PyTorch's tutorial, with the accuracy and the memory beside every time.
+
+The same work for both: 25 epochs of SGD in batches of 16, val after each. Every training is a process of its own, and
+the two take turns. Epochs of the loop by hand are all alike, so fewer of them can be timed (--hand-epochs) and their
+time multiplied; then no accuracy is told for it.
+
+    python examples/benchmarks/speed.py --data hymenoptera_data --weights mobilenet_v2.pth --rounds 5
+    python examples/benchmarks/speed.py --data hymenoptera_data --model resnet18 --layers layer4 --weights resnet18.pth
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import by_hand
+import torch
+
+from headstart import ImageData, Learner, LRSchedule, step_decay
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kind of training: what trains, and how many views of a picture are kept as features."""
+
+    frozen: Literal["backbone", "up to the last stage", "nothing"]
+    views: int | Literal["auto"]
+
+
+WORKS = {
+    "fixed features, 1 view": Work("backbone", 1),
+    "fixed features, 4 views": Work("backbone", 4),
+    "fixed features, fresh views": Work("backbone", "auto"),
+    "last stage, 4 views": Work("up to the last stage", 4),
+    "last stage, fresh views": Work("up to the last stage", "auto"),
+    "everything": Work("nothing", "auto"),
+}
+
+
+def with_headstart(work: Work, arguments: argparse.Namespace) -> tuple[float, float]:
+    """Train in this process; give the best val accuracy and the seconds, from the first look at the folder on."""
+    began = time.monotonic()
+    data = ImageData.from_folder(arguments.data, batch_size=16)
+    name = f"torchvision/{arguments.model}"
+    learner = Learner(name, data, pretrained=arguments.weights, optimizer="sgd", seed=arguments.seed)
+    if work.frozen == "backbone":
+        learner.freeze()
+    elif work.frozen != "nothing":
+        learner.unfreeze(arguments.layers[0])
+    schedule = LRSchedule(step_decay(every_epochs=7, factor=0.1))
+    views = "auto" if work.frozen == "nothing" else work.views
+    history = learner.fit(arguments.epochs, lr=1e-3, callbacks=[schedule], cache_features=views, verbose=False)
+    return history.best("val_accuracy", "max")[1], time.monotonic() - began
+
+
+def by_the_tutorial(work: Work, arguments: argparse.Namespace) -> tuple[float, float]:
+    """Do the same with the loop by hand."""
+    layers = arguments.layers if work.frozen == "up to the last stage" else []
+    settings = {**vars(arguments), "fixed": work.frozen != "nothing", "layers": layers, "batch_size": 16}
+    return by_hand.train(argparse.Namespace(**settings), arguments.seed)
+
+
+def measured(side: str, work: str, epochs: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """Train in a process of its own."""
+    settings = ["data", "weights", "model", "seed"]
+    command = [sys.executable, __file__, "--side", side, "--works", work, "--epochs", str(epochs)]
+    command += [word for name in settings for word in (f"--{name}", str(getattr(arguments, name)))]
+    command += ["--layers", *arguments.layers]
+    peak = 0.0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own file
+        while process.poll() is None:
+            peak = max(peak, megabytes(process.pid))
+            time.sleep(0.1)
+        told = process.stdout.read() if process.stdout is not None else ""
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed")
+    found: dict[str, float] = json.loads(told.splitlines()[-1])
+    return {**found, "megabytes": peak}
+
+
+def megabytes(pid: int) -> float:
+    """Give the memory of a process and of those it has started, where what they share counts once (Linux only)."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        children = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()
+    except OSError:
+        return 0.0  # it has just ended
+    own = sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1e3
+    return own + sum(megabytes(int(child)) for child in children)
+
+
+def compare(work: str, arguments: argparse.Namespace) -> None:
+    """Let both sides take turns at one kind of training and print a line."""
+    found: dict[str, list[dict[str, float]]] = {"hand": [], "headstart": []}
+    for number in range(arguments.rounds):
+        for side in ("hand", "headstart") if number % 2 else ("headstart", "hand"):
+            epochs = arguments.hand_epochs if side == "hand" else arguments.epochs
+            one = measured(side, work, epochs, arguments)
+            one["seconds"] *= arguments.epochs / epochs
+            found[side].append(one)
+    middle = {
+        side: {name: statistics.median(one[name] for one in runs) for name in runs[0]} for side, runs in found.items()
+    }
+    ratios = [hand["seconds"] / own["seconds"] for hand, own in zip(found["hand"], found["headstart"], strict=True)]
+    hand, own = middle["hand"], middle["headstart"]
+    accuracy = f"{hand['accuracy']:.3f}" if arguments.hand_epochs == arguments.epochs else "    -"
+    print(
+        f"{work:28} {hand['seconds']:7.1f} s {own['seconds']:7.1f} s {statistics.median(ratios):6.1f}x "
+        f"({min(ratios):.1f} to {max(ratios):.1f})  {accuracy} {own['accuracy']:.3f}  "
+        f"{hand['megabytes']:5.0f} {own['megabytes']:5.0f} MB",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Compare, or be one of the sides."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--model", default="mobilenet_v2", help="a network of torchvision")
+    parser.add_argument("--layers", nargs="*", default=["features.17", "features.18"], help="the last stage")
+    parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
+    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--hand-epochs", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--side", choices=["hand", "headstart"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side is not None:
+        train: Any = by_the_tutorial if arguments.side == "hand" else with_headstart
+        accuracy, seconds = train(WORKS[arguments.works[0]], arguments)
+        print(json.dumps({"accuracy": accuracy, "seconds": seconds}))
+        return
+    print(f"{arguments.model}, {arguments.epochs} epochs, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print("                             by hand  headstart   ratio              accuracies   peak memory")
+    for work in arguments.works:
+        compare(work, arguments)
+
+
+if __name__ == "__main__":
+    main()
