@@ -12,7 +12,7 @@ from handmade import refusal, same, weights
 from PIL import Image
 from torch import Tensor, nn
 
-from headstart import Callback, ConfigError, Head, ImageData, Learner, ModelCheckpoint, Order
+from headstart import Cache, Callback, ConfigError, Head, ImageData, Learner, ModelCheckpoint, Order
 from headstart.training import features as module
 
 
@@ -225,16 +225,16 @@ def test_a_fit_is_gone_on_with_to_the_same_bits(shapes_folder: Path, tmp_path: P
 
 
 def test_more_than_memory_may_take_goes_into_a_file(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    live, known = (learner(data(shapes_folder, augment=None), "stage") for _ in range(2))
+    # 72 and 27 pictures of 16 x 7 x 7 numbers: the first view fits, and the val pictures; the other two views do not.
+    settings = {"cache": Cache(budget=(72 + 27) * 16 * 7 * 7 * 4)}
+    live, known = (learner(data(shapes_folder, **settings)) for _ in range(2))
+    monkeypatch.setattr("headstart.data.cache.Memo._expected_bytes", lambda self: 10**9)
     before = fitted(live, cache_features=False)
     made: list[Tensor | None] = []
-    rows = module._rows
-    monkeypatch.setattr(
-        module, "_rows", lambda count, found, room, most: made.append(rows(count, found, 0, most)) or made[-1]
-    )
-    assert close(before, fitted(known, cache_features=1))
-    assert len(made) == 2
-    assert all(row is not None for row in made)
+    in_file = module._in_file
+    monkeypatch.setattr(module, "_in_file", lambda count, found: made.append(in_file(count, found)) or made[-1])
+    assert close(before, fitted(known, cache_features=3))
+    assert [row is not None for row in made] == [True, True]
 
 
 @pytest.mark.parametrize("limit", ["disk", "unasked"])

@@ -368,6 +368,11 @@ class ImageData:
             self._memos[name] = Memo(part, view, self.cache)
         return self._memos[name].fill(sum(memo.size for other, memo in self._memos.items() if other != name))
 
+    @property
+    def kept_bytes(self) -> int:
+        """How many bytes the pixels take that are kept."""
+        return sum(memo.size for memo in self._memos.values())
+
     def _remembered(self, part: Source, name: str, view: View) -> tuple[Source, View]:
         """Give a part, and what is to be done to its pictures, or less of it where they are kept framed."""
         memo = self._memos.get(name)

@@ -6,6 +6,7 @@ pictures come as if there were none.
 
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ class Entrance:
         pictures: gives a few batches of pictures to try it on, of different sizes.
         prepare: from a pair to a batch on the device.
         heed: leaves the fit, if that was asked for.
-        room: tells how many bytes of memory features may take; what is more goes into a file.
+        room: from the bytes of memory that features have to those that they may take; what is more goes into a file.
         most_bytes: that features of a part may take in all; None is any.
         most_numbers: that may be kept of a picture; None is any.
     """
@@ -51,11 +52,12 @@ class Entrance:
     pictures: Callable[[], Sequence[Tensor]]
     prepare: Preparer
     heed: Callable[[], None]
-    room: Callable[[], int]
+    room: Callable[[int], int]
     most_bytes: int | None = None
     most_numbers: int | None = None
     _frozen: tuple[int, list[int]] | None = field(default=None, init=False)
     _cut: Cut | None = field(default=None, init=False)
+    kept: "weakref.WeakSet[_Kept]" = field(default_factory=weakref.WeakSet, init=False)  # by all who enter here
 
     @property
     def has_moved(self) -> bool:
@@ -86,7 +88,7 @@ class Entrance:
         return cut if self.most_numbers is None or size <= self.most_numbers else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Kept:
     """Features of all pictures of a part: a row for each."""
 
@@ -94,6 +96,7 @@ class _Kept:
     targets: Tensor
     shape: torch.Size
     has_channels_last: bool
+    is_in_memory: bool
     stamps: list[Stamp]
 
     def put(self, place: int, features: Tensor, targets: Tensor) -> int:
@@ -192,13 +195,19 @@ class FeatureBatches:
         return kept if place == len(stamps) else None  # some could not be read, and others take their place
 
     def _make_room(self, features: Tensor, stamps: list[Stamp]) -> _Kept | None:
-        count, size = len(stamps), len(stamps) * features[0].nbytes
-        rows = _rows(count, features, self._entrance.room(), self._entrance.most_bytes)
+        entrance, count, size = self._entrance, len(stamps), len(stamps) * features[0].nbytes
+        fits = size <= entrance.room(sum(kept.rows.nbytes for kept in entrance.kept if kept.is_in_memory))
+        rows = None
+        if entrance.most_bytes is None or size <= entrance.most_bytes:
+            rows = torch.empty(count, features[0].numel(), dtype=features.dtype) if fits else _in_file(count, features)
         if rows is None:
             print(f"no room for {size / 1e6:,.0f} MB: {count} pictures go through the frozen stages in every epoch")  # noqa: T201
             return None
         has_channels_last = features.ndim == 4 and not features.is_contiguous()
-        return _Kept(rows, torch.empty(count, dtype=torch.int64), features.shape[1:], has_channels_last, stamps)
+        targets = torch.empty(count, dtype=torch.int64)
+        kept = _Kept(rows, targets, features.shape[1:], has_channels_last, fits, stamps)
+        entrance.kept.add(kept)
+        return kept
 
 
 def sources_of(*parts: Batches | None) -> list[Batches | None]:
@@ -209,20 +218,19 @@ def sources_of(*parts: Batches | None) -> list[Batches | None]:
     return list(dict.fromkeys(found))
 
 
-def _rows(count: int, features: Tensor, room: int, most: int | None) -> Tensor | None:
-    """Make room for features of so many pictures: in memory, in a file that is gone with this process, or nowhere."""
-    width = features[0].numel()
-    size = count * features[0].nbytes
-    folder = Path(tempfile.gettempdir())
-    if (most is not None and size > most) or (size > room and free_space(folder) < size):
+def _in_file(count: int, features: Tensor) -> Tensor | None:
+    """Make room for features of so many pictures in a file that is gone with this process, if the disk has it."""
+    width, size, folder = features[0].numel(), count * features[0].nbytes, Path(tempfile.gettempdir())
+    if free_space(folder) < size:
         return None
-    if size <= room:
-        return torch.empty(count, width, dtype=features.dtype)
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):  # else a disk that fills up later would end the process
-            os.posix_fallocate(file.fileno(), 0, size)
-        storage = torch.UntypedStorage.from_file(file.name, shared=True, nbytes=size)
-        return torch.empty(0, dtype=features.dtype).set_(storage).view(count, width)  # type: ignore[arg-type]
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # else a disk that fills up later would end the process
+                os.posix_fallocate(file.fileno(), 0, size)
+            storage = torch.UntypedStorage.from_file(file.name, shared=True, nbytes=size)
+    except OSError:
+        return None
+    return torch.empty(0, dtype=features.dtype).set_(storage).view(count, width)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -66,7 +66,7 @@ class Feed:
             self._tried,
             prepare,
             heed,
-            (data.cache or Cache()).room,
+            lambda taken: (data.cache or Cache()).room(taken + data.kept_bytes),
             *most,
         )
         if asked not in ("auto", 0):
