@@ -150,6 +150,21 @@ def test_the_cost_of_a_step_is_measured(run):
     assert "median ratio" in run("benchmarks/overhead.py", "--steps", 20, "--rounds", 1)
 
 
+def test_the_path_of_a_picture_is_measured(run, cloth):
+    said = run("benchmarks/input_pipeline.py", "--data", cloth / "train", "--rounds", 1)
+    assert all(f"headstart, {way} " in said for way in ("no cache", "cache in memory", "cache on disk"))
+
+
+@pytest.mark.parametrize("work", ["fixed features, 1 view", "last stage, 4 views"])
+def test_whole_trainings_are_measured_beside_the_loop_by_hand(run, cloth, tmp_path, work):
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "squeezenet1_1.pth")
+    options = ["--model", "squeezenet1_1", "--layers", "features.12", "--weights", "squeezenet1_1.pth"]
+    said = run("benchmarks/speed.py", "--data", cloth, *options, "--works", work, "--epochs", 1, "--rounds", 1,
+               "--hand-epochs", 1)  # fmt: skip
+    assert work in said.splitlines()[-1]
+    assert "MB" in said.splitlines()[-1]
+
+
 def test_the_examples_in_the_docstrings_of_generated_pictures_hold():
     tried = doctest.testmod(importlib.import_module("generated_pictures"))
     assert tried.attempted
