@@ -53,8 +53,7 @@ def with_headstart(work: Work, arguments: argparse.Namespace) -> tuple[float, fl
     elif work.frozen != "nothing":
         learner.unfreeze(arguments.layers[0])
     schedule = LRSchedule(step_decay(every_epochs=7, factor=0.1))
-    views = "auto" if work.frozen == "nothing" else work.views
-    history = learner.fit(arguments.epochs, lr=1e-3, callbacks=[schedule], cache_features=views, verbose=False)
+    history = learner.fit(arguments.epochs, lr=1e-3, callbacks=[schedule], cache_features=work.views, verbose=False)
     return history.best("val_accuracy", "max")[1], time.monotonic() - began
 
 

@@ -346,3 +346,11 @@ def test_no_process_stays_when_a_fit_is_over(shapes_folder: Path, interrupted: b
     with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
         fitted(made, 1, callbacks=[kept])
     assert set(multiprocessing.active_children()) == before
+
+
+def test_where_nothing_is_frozen_files_are_only_decoded(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    check = ImageData.check
+    monkeypatch.setattr(ImageData, "check", lambda self, *names: checked.extend(names) or check(self, *names))
+    fitted(learner(data(shapes_folder), None), 1)
+    assert not checked

@@ -258,6 +258,11 @@ class ImageData:
         part = self.part("train")
         return len(part) if isinstance(part, OwnLoader) else math.ceil(len(part) / self.batch_size)
 
+    @property
+    def fitted(self) -> tuple[str, ...]:
+        """The names of the parts that a fit looks at: train and val, as far as there are."""
+        return tuple(name for name in ("train", "val") if getattr(self, name) is not None)
+
     def part(self, name: str) -> Part:
         """Give the train, val or test part.
 
@@ -347,8 +352,7 @@ class ImageData:
             ConfigError: the cache's budget does not hold one picture.
         """
         views = {"train": self._train_view, "val": self.eval_view}
-        there = {name: view for name, view in views.items() if getattr(self, name) is not None}
-        found = {name: self._remember(name, view) if name in remembered else None for name, view in there.items()}
+        found = {name: self._remember(name, views[name]) if name in remembered else None for name in self.fitted}
         self.check(*(name for name, bad in found.items() if bad is None))
         kept = {name: bad for name, bad in found.items() if bad is not None}
         if self.on_error == "raise":  # to list all of them at once
@@ -366,7 +370,7 @@ class ImageData:
         if name not in self._memos or self._memos[name].view.frame != view.frame:
             self._memos.pop(name, None)  # first, to have its room
             self._memos[name] = Memo(part, view, self.cache)
-        return self._memos[name].fill(sum(memo.size for other, memo in self._memos.items() if other != name))
+        return self._memos[name].fill(self.kept_bytes - self._memos[name].size)
 
     @property
     def kept_bytes(self) -> int:

@@ -219,7 +219,8 @@ def _append_all(kept: _Bytes, pictures: Iterable[tuple[Tensor | None, Stamp]], m
         if taken > most:
             raise OutOfRoomError
         flat = _flat(pixels)
-        index.append((kept.append(flat), *pixels.shape[1:], zlib.crc32(_bytes(flat)), size, time))
+        crc = zlib.crc32(_bytes(flat)) if isinstance(kept, _InFile) else 0  # nobody asks for that of memory
+        index.append((kept.append(flat), *pixels.shape[1:], crc, size, time))
     return np.array(index, np.int64).reshape(-1, 6)
 
 

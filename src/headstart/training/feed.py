@@ -104,12 +104,12 @@ class Feed:
             ConfigError: the cache's budget does not hold one picture.
         """
         once = []
-        if self._keeps("train") or self._keeps("val"):
-            self._data.check(*(name for name in ("train", "val") if getattr(self._data, name) is not None))
+        if self._entrance.backbone.is_frozen_at_first and (self._keeps("train") or self._keeps("val")):
+            self._data.check(*self._data.fitted)
             with preserved():
                 cut = self._entrance.find()
             if cut is not None:
-                once = [name for name in ("train", "val") if self._keeps(name)]
+                once = [name for name in self._data.fitted if self._keeps(name)]
         if "train" in once and self._views > 1:
             once.remove("train")
         self._data.prepare({"train", "val"}.difference(once))
@@ -124,9 +124,11 @@ class Feed:
         train = data.train_batches(self._seed, for_gpu=on_gpu)
         val = None if data.val is None else data.eval_batches(data.val, "val", for_gpu=on_gpu)
         if self._keeps("train"):
-            varied = data.train_batches(self._seed, shuffled=False, for_gpu=on_gpu)
-            plain = data.eval_batches(data.part("train"), "train", for_gpu=on_gpu)
-            train = self._of_features(train, varied if self._views > 1 else plain, "train", self._views)
+            if self._views > 1:
+                in_order = data.train_batches(self._seed, shuffled=False, for_gpu=on_gpu)
+            else:
+                in_order = data.eval_batches(data.part("train"), "train", for_gpu=on_gpu)
+            train = self._of_features(train, in_order, "train", self._views)
         if val is not None and self._keeps("val"):
             val = self._of_features(val, val, "val", 1)
         return train, val

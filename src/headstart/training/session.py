@@ -170,7 +170,7 @@ class Session:
         try:
             return keeping.find(run)
         except CheckpointError:
-            self.data.prepare()  # pictures that broke say more than that they are not the same
+            self.data.check(*self.data.fitted)  # pictures that broke say more than that they are not the same
             raise
 
     def _keeping(self, plan: FitPlan, run: Run, callbacks: Sequence[Callback]) -> Keeping | None:
