@@ -220,9 +220,9 @@ def test_opening_is_told_and_the_learner_prints_what_it_is(
     tiny_network: Callable[..., nn.Module], capsys: pytest.CaptureFixture[str]
 ) -> None:
     learner = tiny_learner(tiny_network())
-    assert capsys.readouterr().out == "opened your TinyNetwork (224 pixels, ImageNet's mean and std)\n"
+    assert capsys.readouterr().out == "opened your TinyNetwork (224 pixels, ImageNet's mean and std), fp32 on cpu\n"
     assert repr(learner) == (
-        "Learner(your TinyNetwork (224 pixels, ImageNet's mean and std); "
+        "Learner(your TinyNetwork (224 pixels, ImageNet's mean and std), fp32 on cpu; "
         "ImageData: 3 classes (circle, square, triangle), 4 train batches)"
     )
 

@@ -57,7 +57,8 @@ class Learner:
         optimizer: `"adamw"`, `"sgd"` (momentum 0.9), a name that timm's factory knows, or a function of parameters that
             makes one; the rate it sets is ignored.
         weight_decay: None is 0.01, 0 for sgd, and the own value of a function's optimizer. Norms and biases are spared.
-        precision: `"auto"` is bf16 on GPUs that have it, fp16 on older ones, fp32 elsewhere; or one of these by name.
+        precision: `"auto"` is bf16 on GPUs and CPUs that have it, fp16 on older GPUs, fp32 elsewhere; or one by name.
+            bf16 and fp16 are mixed precision: weights, losses and sums stay in fp32.
         device: `"auto"` is a CUDA device when there is one, else the CPU; or a name such as `"cuda:1"` or `"mps"`.
         seed: of the head's first values, the order of pictures, augmentation and dropout; 0 or more.
         compile: whether `torch.compile` speeds the network up, after a minute or so in its first batches.
@@ -69,7 +70,7 @@ class Learner:
     Example:
         >>> data = ImageData.from_folder("flowers", image_size=64)
         >>> learner = Learner("resnet18", data, pretrained=False)
-        opened timm resnet18 (random weights)
+        opened timm resnet18 (random weights), fp32 on cpu
         >>> history = learner.fit(1, lr=5e-4, head_lr_mult=10, verbose=False)
         >>> learner.evaluate().keys()
         dict_keys(['loss', 'accuracy'])
@@ -125,11 +126,12 @@ class Learner:
             choose_precision(settings.precision, device),
             settings.seed,
         )
-        self._description = opened.description
+        self._description = f"{opened.description}, {self._session.precision.name} on {device}"
         self._precision = settings.precision  # as it was asked for: a file tells the next machine
         # On an object the class method would silently make another Learner.
         vars(self)["load"] = _refuse_load
-        print(f"opened {opened.description}")
+        mixed = settings.precision == "auto" and self._session.precision.name != "fp32"
+        print(f"opened {self._description}" + ("; precision='fp32' computes in full" if mixed else ""))
         if opened.reuse is not None:
             print(opened.reuse)
 
@@ -168,7 +170,7 @@ class Learner:
             timm resnet18 (random weights), fp32 on cpu
             ...
         """
-        print(f"{self._description}, {self._session.precision.name} on {self._session.device}")
+        print(self._description)
         print(self.layers)
         trains = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         rate = self._session.histories[-1].params["lr"] if self._session.histories else "the rate given to fit"
@@ -462,7 +464,7 @@ class Learner:
 
         Example:
             >>> loaded = Learner.load("flowers.safetensors")
-            opened timm resnet18 (weights from flowers.safetensors)
+            opened timm resnet18 (weights from flowers.safetensors), fp32 on cpu
             >>> loaded.predict("flowers/val/rose").labels == learner.predict("flowers/val/rose").labels
             True
         """

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import torch
+
 _GROUP = Path("/sys/fs/cgroup")
 _LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 """Where Linux says how much memory a container may have, and how much it has taken: in version 2, and in version 1."""
@@ -36,3 +38,16 @@ def _free_in_container() -> list[int]:
     pairs = [(_GROUP / most, _GROUP / taken) for most, taken in _LIMITS]
     found = [[path.read_text().strip() for path in pair] for pair in pairs if all(path.is_file() for path in pair)]
     return [int(most) - int(taken) for most, taken in found if most.isdigit()]
+
+
+def cpu_has_bf16() -> bool:
+    """Say whether the processor itself multiplies bf16 numbers: AMD's since Zen 4, Intel's for servers since 2020.
+
+    torch computes in bf16 on others, too, and takes longer than in fp32. Those that have AMX have AVX-512 BF16 as well.
+    Processors other than x86 are left at fp32: nobody has measured them yet.
+
+    Example:
+        >>> cpu_has_bf16() in (True, False)
+        True
+    """
+    return torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - torch 2.10 has no public way

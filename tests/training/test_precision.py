@@ -60,6 +60,20 @@ def test_a_device_that_means_nothing_is_refused(name):
         choose_device(name)
 
 
+def test_auto_is_bf16_where_the_processor_has_it(monkeypatch, capsys, tiny_network):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert choose_precision("auto", CPU) == Precision("bf16", "cpu")
+    assert choose_precision("auto", torch.device("mps")) == Precision("fp32", "mps")
+    for precision, told in {
+        "auto": "bf16 on cpu; precision='fp32' computes in full",
+        "bf16": "bf16 on cpu",
+        "fp32": "fp32 on cpu",
+    }.items():
+        made_learner(pairs(8, side=32), network=tiny_network(), precision=precision, device="cpu")
+        opened = "opened your TinyNetwork (224 pixels, ImageNet's mean and std), "
+        assert capsys.readouterr().out == f"{opened}{told}\n"
+
+
 def test_auto_is_bf16_where_the_gpu_has_it_fp16_on_older_ones_and_fp32_elsewhere(machine):
     machine(devices=1)
     assert choose_precision("auto", CUDA) == Precision("bf16", "cuda")
