@@ -165,6 +165,16 @@ def test_whole_trainings_are_measured_beside_the_loop_by_hand(run, cloth, tmp_pa
     assert "MB" in said.splitlines()[-1]
 
 
+@pytest.mark.parametrize("choice", ["bf16", "progressive"])
+def test_a_choice_is_measured_in_accuracy_and_time(run, cloth, tmp_path, choice):
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "squeezenet1_1.pth")
+    options = ["--model", "torchvision/squeezenet1_1", "--weights", "squeezenet1_1.pth", "--image-size", 64]
+    said = run("benchmarks/choices.py", "--choice", choice, "--data", cloth, *options, "--epochs", 1,
+               "--whole-epochs", 2, "--start", 32, "--seeds", 0)  # fmt: skip
+    assert f"{cloth.name}, fixed: " in said
+    assert "time ratio" in said.splitlines()[-1]
+
+
 def test_the_examples_in_the_docstrings_of_generated_pictures_hold():
     tried = doctest.testmod(importlib.import_module("generated_pictures"))
     assert tried.attempted

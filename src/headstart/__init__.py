@@ -7,6 +7,7 @@ Example:
 """
 
 from headstart.callbacks.reporting import CSVLogger, ProgressBar
+from headstart.callbacks.resizing import ProgressiveResize
 from headstart.callbacks.saving import ModelCheckpoint
 from headstart.callbacks.schedule import LearningRateScheduler, LRSchedule, ReduceLROnPlateau
 from headstart.callbacks.stopping import EarlyStopping, TerminateOnNaN
@@ -45,6 +46,7 @@ __all__ = [
     "Preprocessing",
     "Progress",
     "ProgressBar",
+    "ProgressiveResize",
     "ReduceLROnPlateau",
     "Run",
     "StopTraining",

@@ -289,10 +289,12 @@ class Hooks:
 
 
 def looks_at_batches(callback: Callback) -> bool:
-    """Say whether a callback of the user's has a hook in which it may look at a batch of a fit."""
+    """Say whether a callback changes batches, or is the user's and has a hook in which it may look at them in a fit."""
     hooks = [hook for hook in HOOKS if re.search("batch|loss|backward|step", hook) and "predict" not in hook]
     own = type(callback).__module__.partition(".")[0] == __name__.partition(".")[0]
-    return not own and any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in hooks)
+    return (not own or callback.order == Order.DATA) and any(
+        getattr(type(callback), hook) is not getattr(Callback, hook) for hook in hooks
+    )
 
 
 def check_callbacks(callbacks: Sequence[Callback], run: Run) -> None:
