@@ -164,16 +164,16 @@ def test_another_split_frame_or_version_is_kept_apart(
 def test_a_cpu_that_trains_starts_no_processes_to_read_memory(folder: Path, workers: Any, expected: int) -> None:
     data = filled(folder, "ram", workers=workers)
     assert data.train_batches(0)._loader.num_workers == expected  # type: ignore[attr-defined]
-    assert data.train_batches(0, for_gpu=True)._loader.num_workers == data._worker_count(data.part("train"))  # type: ignore[attr-defined, arg-type]
+    assert data.train_batches(0, for_gpu=True)._loader.num_workers == data.worker_count(data.part("train"))  # type: ignore[attr-defined, arg-type]
 
 
 def test_what_may_draw_is_not_kept(shapes_folder: Path, decoded: list[Path]) -> None:
     data = filled(shapes_folder, "ram", augment=lambda picture: picture, eval_transform=lambda picture: picture)
-    assert not data._memos
+    assert not data.memos
     assert not decoded
     own = ImageData.from_datasets([(Image.new("RGB", (8, 8)), 0)] * 4, classes=["a", "b"])
     own.prepare()
-    assert not own._memos
+    assert not own.memos
 
 
 # Pictures that change
@@ -204,7 +204,7 @@ def test_only_the_one_that_changed_is_decoded_for_the_disk(folder: Path, tmp_pat
     filled(folder, cache)
     changed = folder / "train" / "circle" / "02.jpg"
     Image.new("RGB", (50, 60), "red").save(changed)
-    memo = Memo(scan_classes(folder / "train"), shapes(folder, cache)._train_view, cache)
+    memo = Memo(scan_classes(folder / "train"), shapes(folder, cache).train_view, cache)
     decoded.clear()
     memo._expected_bytes = lambda: 0  # type: ignore[method-assign]  # which looks at some of them
     assert memo.fill() == []
@@ -313,7 +313,7 @@ def test_a_budget_that_does_not_hold_all_is_told_and_done_without(
     for where in ("auto", "ram", "disk"):
         data = filled(folder, Cache(where, tmp_path / "kept", budget=10_000))  # type: ignore[arg-type]
         assert same(epochs(data), epochs(shapes(folder, None)))
-        assert sum(memo.size for memo in data._memos.values()) <= 10_000
+        assert data.memos.size <= 10_000
         assert "MB, may take 0 MB: pictures are decoded in every epoch" in capsys.readouterr().out
     assert not [*(tmp_path / "kept").glob("*")]
 
@@ -322,7 +322,7 @@ def test_a_budget_is_kept_where_some_are_larger_than_they_seemed(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = shapes(folder, None)
-    memo = Memo(scan_classes(folder / "train"), data._train_view, Cache("ram", budget=40_000))
+    memo = Memo(scan_classes(folder / "train"), data.train_view, Cache("ram", budget=40_000))
     memo._expected_bytes = lambda: 1  # type: ignore[method-assign]
     assert memo.fill() is None
     assert memo.size == 0
@@ -337,12 +337,12 @@ def test_that_there_is_no_room_is_told_once(folder: Path, capsys: pytest.Capture
 
 
 def test_a_budget_is_for_all_parts_together(folder: Path) -> None:
-    size = filled(folder, "ram")._memos["train"].size
+    size = filled(folder, "ram").memos["train"].size
     data = filled(folder, Cache("ram", budget=size + 5000))
-    assert [memo.size for memo in data._memos.values()] == [size, 0]
+    assert [data.memos[name].size for name in ("train", "val")] == [size, 0]
     Image.new("RGB", (37, 60), "red").save(folder / "train" / "circle" / "00.jpg")
     data.prepare()
-    assert data._memos["train"].size > 0
+    assert data.memos["train"].size > 0
 
 
 def test_a_budget_smaller_than_a_picture_is_refused(folder: Path) -> None:
@@ -416,7 +416,7 @@ def test_two_that_write_the_same_file_both_end_right(folder: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("where", ["ram", "disk"])
 def test_processes_that_are_not_forked_give_the_same(folder: Path, tmp_path: Path, where: Any) -> None:
-    memo = filled(folder, Cache(where, tmp_path / "kept"))._memos["train"]
+    memo = filled(folder, Cache(where, tmp_path / "kept")).memos["train"]
     other = pickle.loads(pickle.dumps(memo))  # noqa: S301 - as the loader's processes are given it
     assert (other.store is None) == (where == "ram")
     assert all(torch.equal(memo.sample(number)[0], other.sample(number)[0]) for number in range(len(memo)))
@@ -432,7 +432,7 @@ def test_what_nobody_has_used_for_a_month_is_removed(folder: Path, tmp_path: Pat
     for path in (used, unused, left, own):
         os.utime(path, (time.time() - 31 * 24 * 3600,) * 2)
     data = shapes(folder, cache)
-    data._remember("val", data.eval_view)  # used anew
+    data.prepare({"val"})  # used anew
     filled(folder, cache, image_size=48)
     assert used.exists()
     assert own.exists()
@@ -456,10 +456,10 @@ def test_pictures_larger_than_a_block_are_kept(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_second_network_with_another_frame_takes_the_room_of_the_first(folder: Path) -> None:
     data = filled(folder, "ram")
-    small = data._memos["train"]
+    small = data.memos["train"]
     assert data.preprocessing is None
     other = replace(data, image_size=64)
     other.prepare()
-    assert other._memos["train"] is not small
+    assert other.memos["train"] is not small
     assert same(epochs(other), epochs(shapes(folder, None, image_size=64)))
     assert same(epochs(data), epochs(shapes(folder, None)))

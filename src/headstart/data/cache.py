@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from headstart.data.augment import View
 from headstart.data.decode import UnreadableError
-from headstart.data.sources import FolderSource
+from headstart.data.sources import FolderSource, Source
 from headstart.data.store import OutOfRoomError, Stamp, Store, keep_in_memory, open_store, stamp, write_store
 from headstart.errors import CheckpointError, ConfigError, Demands, is_count
 from headstart.files import as_path, files_in, free_space, write_atomically
@@ -266,6 +266,38 @@ class Memo:
     def _framed(self, index: int) -> Tensor:
         pixels: Tensor = self.view.frame(self.source.sample(index, self.view.least_side)[0])
         return pixels
+
+
+class Memos:
+    """What is kept of the parts of some data, by their names."""
+
+    def __init__(self) -> None:
+        self._memos: dict[str, Memo] = {}
+
+    @property
+    def size(self) -> int:
+        """The bytes that are kept."""
+        return sum(memo.size for memo in self._memos.values())
+
+    def fill(self, name: str, part: FolderSource, view: View, cache: Cache) -> list[tuple[Path, str]] | None:
+        """Decode a part once, and give what `Memo.fill` gives."""
+        if name not in self._memos or self._memos[name].view.frame != view.frame:
+            self._memos.pop(name, None)  # first, to have its room
+            self._memos[name] = Memo(part, view, cache)
+        return self._memos[name].fill(self.size - self._memos[name].size)
+
+    def remembered(self, name: str, part: Source, view: View) -> tuple[Source, View]:
+        """Give a part, and what is to be done to its pictures, or less of it where they are kept framed."""
+        memo = self._memos.get(name)
+        if memo is None or memo.source is not part or memo.view.frame != view.frame:
+            return part, view
+        return memo, view.of_framed()
+
+    def __getitem__(self, name: str) -> Memo:
+        return self._memos[name]
+
+    def __len__(self) -> int:
+        return len(self._memos)
 
 
 def _sweep(folder: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from headstart.data.augment import Augment, Pipeline, View, eval_view, train_view
-from headstart.data.cache import Cache, CacheLike, Memo, as_cache
+from headstart.data.cache import Cache, CacheLike, Memo, Memos, as_cache
 from headstart.data.classes import ClassNames, class_names, common_classes
 from headstart.data.decode import demand_readable, refuse_unreadable
 from headstart.data.folders import scan_known_classes, scan_parts, tell_passed_over
@@ -75,7 +75,7 @@ class ImageData:
     preprocessing: Preprocessing | None = None
     _preprocessing_stays: bool = False
     _checked: set[str] = field(default_factory=set)
-    _memos: dict[str, Memo] = field(default_factory=dict)
+    memos: Memos = field(default_factory=Memos)
 
     @classmethod
     def from_folder(
@@ -351,8 +351,8 @@ class ImageData:
             DataError: pictures cannot be read, and all of them are listed; or a label is no class number.
             ConfigError: the cache's budget does not hold one picture.
         """
-        views = {"train": self._train_view, "val": self.eval_view}
-        found = {name: self._remember(name, views[name]) if name in remembered else None for name in self.fitted}
+        views = {"train": self.train_view, "val": self.eval_view}
+        found = {name: self._keep(name, views[name]) if name in remembered else None for name in self.fitted}
         self.check(*(name for name, bad in found.items() if bad is None))
         kept = {name: bad for name, bad in found.items() if bad is not None}
         if self.on_error == "raise":  # to list all of them at once
@@ -362,34 +362,19 @@ class ImageData:
             refuse_unreadable(bad, len(self.part(name)), self._most_skipped)
         self._checked.update(kept)
 
-    def _remember(self, name: str, view: View) -> list[tuple[Path, str]] | None:
+    def _keep(self, name: str, view: View) -> list[tuple[Path, str]] | None:
         """Decode a part once, if it is to be kept; give the files that cannot be read."""
         part = self.part(name)
         if self.cache is None or not (isinstance(part, FolderSource) and view.has_frame):
             return None
-        if name not in self._memos or self._memos[name].view.frame != view.frame:
-            self._memos.pop(name, None)  # first, to have its room
-            self._memos[name] = Memo(part, view, self.cache)
-        return self._memos[name].fill(self.kept_bytes - self._memos[name].size)
-
-    @property
-    def kept_bytes(self) -> int:
-        """How many bytes the pixels take that are kept."""
-        return sum(memo.size for memo in self._memos.values())
-
-    def _remembered(self, part: Source, name: str, view: View) -> tuple[Source, View]:
-        """Give a part, and what is to be done to its pictures, or less of it where they are kept framed."""
-        memo = self._memos.get(name)
-        if memo is None or memo.source is not part or memo.view.frame != view.frame:
-            return part, view
-        return memo, view.of_framed()
+        return self.memos.fill(name, part, view, self.cache)
 
     def train_batches(self, seed: int, *, shuffled: bool = True, for_gpu: bool = False) -> Batches:
         """Give the varied batches that training sees, shuffled or in the order of the pictures, derived from `seed`."""
         part = self.part("train")
         if isinstance(part, OwnLoader):
             return self.own_batches(part, "train")
-        return self._batches(part, "train", self._train_view, seed=seed, shuffled=shuffled, for_gpu=for_gpu)
+        return self._batches(part, "train", self.train_view, seed=seed, shuffled=shuffled, for_gpu=for_gpu)
 
     def eval_batches(self, part: Part, name: str, *, for_gpu: bool = False) -> Batches:
         """Give the batches that evaluation sees: in order, by the book."""
@@ -400,7 +385,7 @@ class ImageData:
     def _batches(
         self, part: Source, name: str, view: View, *, seed: int | None, shuffled: bool, for_gpu: bool
     ) -> Batches:
-        source, rest = self._remembered(part, name, view)
+        source, rest = self.memos.remembered(name, part, view)
         return SourceBatches(
             source,
             rest,
@@ -408,7 +393,7 @@ class ImageData:
             seed=seed,
             shuffled=shuffled,
             # A CPU that trains has nothing to spare for others who would only take pixels from memory.
-            workers=0 if self._is_at_hand(source) and not for_gpu else self._worker_count(source),
+            workers=0 if self._is_at_hand(source) and not for_gpu else self.worker_count(source),
             least_side=view.least_side,
             pin_memory=for_gpu,
             skips=self.skips,
@@ -423,7 +408,7 @@ class ImageData:
 
     def unlabelled_batches(self, pictures: PictureList, *, for_gpu: bool = False) -> Batches:
         """Give the batches of pictures to predict, in their order."""
-        workers = self._worker_count(pictures) if len(pictures) > self.batch_size else 0
+        workers = self.worker_count(pictures) if len(pictures) > self.batch_size else 0
         return SourceBatches(pictures, self.eval_view, self.batch_size, workers=workers, pin_memory=for_gpu)
 
     def examples(self, part: str, count: int) -> tuple[Tensor, list[int]]:
@@ -443,11 +428,12 @@ class ImageData:
             images, targets = gather(chosen, self.eval_view, places, skips=self.skips)
         return images, _labels(targets)
 
-    def _worker_count(self, source: Source | PictureList) -> int:
-        """Decide how many processes prepare the batches of a source."""
+    def worker_count(self, source: Source | PictureList, workers: Workers | None = None) -> int:
+        """Decide how many processes prepare the batches of a source, with the `workers` of this data or others."""
         pixels = self.batch_size * 3 * math.prod(self._preprocessing.image_size)
         own = callable(self.augment) or self.eval_transform is not None or not isinstance(source, FolderSource)
-        return worker_count(self.workers, pixels * (4 if own else 1))  # what is the user's own may give floats
+        asked = self.workers if workers is None else workers
+        return worker_count(asked, pixels * (4 if own else 1))  # what is the user's own may give floats
 
     @property
     def skips(self) -> bool:
@@ -460,14 +446,14 @@ class ImageData:
         return MOST_SKIPPED if self.skips else 0.0
 
     @property
-    def _train_view(self) -> View:
+    def train_view(self) -> View:
         """From a picture to what training sees."""
         return self.eval_view if self.augment is None else train_view(self._preprocessing, self.augment)
 
     @property
     def varies(self) -> bool:
         """Whether training sees a picture in another way each time, as far as one can know."""
-        view = self._train_view
+        view = self.train_view
         return not view.has_frame or view.steps is not None
 
     @property

@@ -66,7 +66,7 @@ class Feed:
             self._tried,
             prepare,
             heed,
-            lambda taken: (data.cache or Cache()).room(taken + data.kept_bytes),
+            lambda taken: (data.cache or Cache()).room(taken + data.memos.size),
             *most,
         )
         if asked not in ("auto", 0):
