@@ -1,5 +1,6 @@
 """What many tests need: pictures small enough to be learned within seconds, a network to learn them, real pictures."""
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from headstart import ImageData, Learner
+from headstart.training import companions
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures need no display, here and in processes that tests start
 torch.set_num_threads(1)  # networks this small lose more by sharing their work than they win
@@ -46,6 +48,12 @@ def unflushed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute in fp32 unless a test asks for something else, whatever the processor has."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a fit not say how long it waits for pictures, which on a busy machine is anybody's guess."""
+    monkeypatch.setattr(companions, "AFTER", math.inf)
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,16 @@ def _free_in_container() -> list[int]:
     return [int(most) - int(taken) for most, taken in found if most.isdigit()]
 
 
+def cores() -> int:
+    """Give the number of processor cores that this process may use.
+
+    Example:
+        >>> cores() > 0
+        True
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cpu_has_bf16() -> bool:
     """Say whether the processor itself multiplies bf16 numbers: AMD's since Zen 4, Intel's for servers since 2020.
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,6 +26,7 @@ from headstart.data.preprocessing import described
 from headstart.data.settings import MOST_SKIPPED
 from headstart.data.sources import Source
 from headstart.errors import DataError, listing
+from headstart.machine import cores
 from headstart.randomness import AUGMENTATION, ORDER, derive, generator, seed_sample
 
 Pair = tuple[Tensor, Tensor]
@@ -60,6 +62,42 @@ class Batches(Protocol):
         ...
 
 
+@dataclass
+class Pace:
+    """How the time of a loader's batches was spent, but for the first of each epoch, which processes start for.
+
+    Attributes:
+        waited: seconds in which one waited for batches.
+        worked: seconds in which one worked with them.
+        pictures: how many were in them.
+    """
+
+    waited: float = 0.0
+    worked: float = 0.0
+    pictures: int = 0
+
+    def add(self, waited: float, worked: float, pictures: int) -> None:
+        """Count a batch."""
+        self.waited += waited
+        self.worked += worked
+        self.pictures += pictures
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in all."""
+        return self.waited + self.worked
+
+    @property
+    def per_picture(self) -> float:
+        """Seconds that a picture took, prepared and worked with."""
+        return self.seconds / self.pictures
+
+    @property
+    def share_waited(self) -> float:
+        """The share of the time in which one waited."""
+        return self.waited / self.seconds
+
+
 class SourceBatches:
     """Batches from a source of pictures: shuffled and varied for training, in order and by the book otherwise.
 
@@ -88,6 +126,8 @@ class SourceBatches:
         pin_memory: bool = False,
         skips: bool = False,
     ) -> None:
+        self.pace = Pace()
+        self.workers = workers
         self._skips = skips
         self._skipped: set[int] = set()
         self._order = _Order(len(source), batch_size, seed, shuffled=shuffled)
@@ -117,8 +157,9 @@ class SourceBatches:
     def epoch(self, fit: int, epoch: int, start: int = 0) -> Iterator[Pair]:
         """Go through the batches of an epoch; those before `start` are not read."""
         self._order.position = (fit, epoch, start)
-        batches = iter(self._loader)
+        batches, since = iter(self._loader), None
         while (batch := self._next(batches)) is not None:
+            came = time.perf_counter()
             if self._skips:
                 batch = self._kept(*batch)
             if batch is None:
@@ -129,6 +170,10 @@ class SourceBatches:
                 finally:
                     del batch  # or error and frame would hold each other, and the workers with them
             yield batch
+            left = time.perf_counter()
+            if since is not None:
+                self.pace.add(came - since, left - came, len(batch[1]))
+            since = left
 
     def places(self, fit: int, epoch: int, start: int = 0) -> Iterator[list[int]]:
         """Tell which pictures each batch of an epoch holds, by their places in the source."""
@@ -233,7 +278,7 @@ def worker_count(workers: int | Literal["auto"], batch_bytes: int = 0) -> int:
         return workers
     if sys.platform != "linux":
         return 0
-    count = min(8, len(os.sched_getaffinity(0)) - 1)
+    count = min(8, cores() - 1)
     ahead = 3 * batch_bytes  # each prepares two batches ahead while a third one is looked at
     return min(count, _shared_memory() // ahead) if ahead else count
 

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,20 @@ from torch.optim import Optimizer
 
 from headstart.data.image_data import ImageData, OwnLoader, Part
 from headstart.data.loading import Batches, Pair, SourceBatches, accounting
-from headstart.data.preprocessing import Preprocessing
 from headstart.data.sources import FolderSource
 from headstart.errors import CheckpointError, ConfigError, listing
 from headstart.model.backbone import Backbone
 from headstart.randomness import STEP, derive, preserved, seed_step
 from headstart.training.batch import Preparer, choose_memory_format, preparer
-from headstart.training.callback import Callback, Hooks, Order, added_keys, check_callbacks, looks_at_batches
+from headstart.training.callback import Callback, Hooks, added_keys, check_callbacks, looks_at_batches
+from headstart.training.companions import ClipNorm, Comparison, Doctor, Recorder
 from headstart.training.features import CacheFeatures, FeatureBatches, sources_of
 from headstart.training.feed import Feed
 from headstart.training.fingerprint import SIZES, of_callbacks, of_data, of_machine, of_network, of_weights
 from headstart.training.history import History
 from headstart.training.keeping import Keeping, find_folder
 from headstart.training.loop import Loop, Loss
-from headstart.training.metrics import Direction, Logs, Tally, directions
+from headstart.training.metrics import Direction, Tally, directions
 from headstart.training.optimizer import (
     OptimizerFactory,
     carry_over,
@@ -122,7 +122,7 @@ class Session:
                 if not is_over:
                     feed.prepare()
                 train, val = feed.batches()
-                own = self._own_callbacks(plan)
+                own = self._own_callbacks(plan, train)
                 loop = self._loop(run, [*own, *callbacks, *([keeping] if keeping else [])], learner, plan.on_oom)
                 if keeping is not None:
                     keeping.begin(loop)
@@ -205,13 +205,15 @@ class Session:
         }
         return Keeping(folder, facts, callbacks, whole_epochs=isinstance(self.data.train, OwnLoader))
 
-    def _own_callbacks(self, plan: FitPlan) -> list[Callback]:
-        own: list[Callback] = [_Recorder()]
+    def _own_callbacks(self, plan: FitPlan, train: Batches) -> list[Callback]:
+        own: list[Callback] = [Recorder()]
         if plan.clip_norm is not None:
-            own.append(_ClipNorm(plan.clip_norm))
+            own.append(ClipNorm(plan.clip_norm))
         from_files = isinstance(self.data.train, FolderSource)  # datasets and loaders may give what is final
         if from_files and callable(self.data.augment) and self.data.eval_transform is None:
-            own.append(_Comparison(self.backbone.preprocessing))
+            own.append(Comparison(self.backbone.preprocessing))
+        if isinstance(train, SourceBatches):
+            own.append(Doctor(self.data, train))
         return own
 
     def evaluate(
@@ -320,58 +322,3 @@ def choose_loss(loss: str | Loss, device: torch.device) -> Loss:
             )
         loss.to(device)
     return functional.cross_entropy if isinstance(loss, str) else loss
-
-
-class _Recorder(Callback):
-    """Add each epoch to the history, when all keys are there and before anybody reports it."""
-
-    order: ClassVar[Order] = Order.REPORT
-
-    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        self.run.history.add(epoch, logs)
-
-    def on_train_end(self, logs: Logs) -> None:
-        run = self.run
-        # A StopTraining of a callback before this one: the epoch was over, and it was not its turn any more.
-        skipped = run.status == "stopped" and run.unfinished_hook == "on_epoch_end"
-        if skipped and run.epoch not in run.history.epoch:
-            run.history.add(run.epoch, logs)
-
-
-class _Comparison(Callback):
-    """Tell when a pipeline of the user's makes other pictures than evaluation, by the first batch of a fit."""
-
-    order: ClassVar[Order] = Order.DATA
-
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self.preprocessing = preprocessing
-        self.is_over = False
-
-    def on_batch_ready(self) -> None:
-        if self.is_over:
-            return
-        self.is_over = True
-        images, seen = self.run.batch.images, self.preprocessing
-        if images.shape[2:] != seen.image_size:
-            sizes = [" x ".join(map(str, size)) for size in (images.shape[2:], seen.image_size)]
-            self._tell(f"{sizes[0]} pixels, evaluation sees {sizes[1]}", "image_size= sets these")
-        if images.min() >= 0 and images.max() <= 1 and any(seen.mean):
-            mean, std = ([round(value, 3) for value in values] for values in (seen.mean, seen.std))
-            cure = f"end it before ToTensor(), or with Normalize({mean}, {std})"
-            self._tell("values in [0, 1], evaluation normalises", cure)
-
-    @staticmethod
-    def _tell(difference: str, cure: str) -> None:
-        print(f"your pipeline trains on {difference}: {cure}")  # noqa: T201 - else accuracy would suffer in silence
-
-
-class _ClipNorm(Callback):
-    """Scale a step's gradients down so that their joint norm is at most `most`."""
-
-    order: ClassVar[Order] = Order.TRAIN
-
-    def __init__(self, most: float) -> None:
-        self.most = most
-
-    def on_step_begin(self) -> None:
-        nn.utils.clip_grad_norm_(self.run.network.parameters(), self.most)

@@ -1,0 +1,132 @@
+"""Whether training waits for its pictures, and what would help: measured in the fit itself and on some of its pictures.
+
+What is the user's own, a dataset or a pipeline, is not called to be measured: it might draw, and change a number.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from headstart.data.augment import View, named_steps, train_view
+from headstart.data.image_data import ImageData
+from headstart.data.loading import Pace
+from headstart.data.preprocessing import Preprocessing
+from headstart.data.sources import FolderSource, Source
+from headstart.errors import DataError
+from headstart.randomness import preserved
+
+WAITED = 1 / 3
+"""Share of a fit's time from which on waiting for pictures is worth a line."""
+
+_GAIN = 1.2
+"""How many times as fast a change must make training to be named."""
+
+_NEARLY = 0.9
+"""What a change must bring of the most that any brings, to be named before those that change more."""
+
+_PICTURES = 8
+"""Pictures to measure on."""
+
+_SMALLER = 3 / 4
+"""The share of a picture's side that is tried."""
+
+_COMMON = "default"
+"""The augmentation that costlier ones are compared with."""
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Seconds that a picture takes: to be read, decoded and framed, and to be varied then."""
+
+    opening: float
+    varying: float
+
+    @property
+    def both(self) -> float:
+        """Seconds that it takes in all."""
+        return self.opening + self.varying
+
+
+def diagnose(data: ImageData, pace: Pace, processes: int, free_cores: int) -> str:
+    """Say how long training waits for its pictures, and which change would help most; nothing where it hardly waits.
+
+    Args:
+        data: whose train part is trained on.
+        pace: how the fit's time was spent so far.
+        processes: how many prepare its batches; 0 is training's own.
+        free_cores: processor cores that training leaves to others.
+    """
+    if pace.share_waited < WAITED:
+        return ""
+    now = pace.per_picture
+    work = now * (1 - pace.share_waited)
+    # Processes that cannot keep up determine the pace all together; without any, one waits for each picture.
+    preparing = now * processes if processes else now - work
+    ways = _ways(data, preparing, processes, free_cores)
+    gains = {change: now / _predicted(work, *cost, free_cores) for change, cost in ways.items()}
+    told = f"training waits for its pictures {pace.share_waited:.0%} of the time: preparing one takes "
+    told += f"{1000 * preparing:.1f} ms" + (f", in {processes} processes" if processes > 1 else "")
+    most = max(gains.values(), default=0.0)
+    if most < _GAIN:
+        return f"{told}. No setting would help much: smaller files would, a lighter pipeline, or more cores"
+    change, gain = next((change, gain) for change, gain in gains.items() if gain >= _NEARLY * most)
+    return f"{told}. With {change} training would be about {gain:.1f} times as fast"
+
+
+def _predicted(work: float, preparing: float, processes: int, free_cores: int) -> float:
+    """Give the seconds that a picture will take, trained and prepared."""
+    beside = min(processes, free_cores)
+    return max(work, preparing / beside) if beside > 0 else work + preparing
+
+
+def _ways(data: ImageData, preparing: float, processes: int, free_cores: int) -> dict[str, tuple[float, int]]:
+    """Give what could be changed: the seconds that preparing a picture takes then, and in how many processes.
+
+    What changes no number comes first.
+    """
+    part: Any = data.part("train")
+    source, view = data.memos.remembered("train", part, data.train_view)
+    parts = _measured(source, view) if isinstance(part, FolderSource) and data.train_view.has_frame else None
+    ways: dict[str, tuple[float, int]] = {}
+    if parts is not None and source is part:
+        ways["cache='disk'"] = (preparing * parts.varying / parts.both, processes)
+    if (count := min(data.worker_count(source, "auto"), free_cores)) > processes:
+        ways[f"workers={count}"] = (preparing, count)
+    if parts is not None:
+        for change, other in _lighter(data).items():
+            lighter = _measured(source, other if source is part else other.of_framed())
+            ways[change] = (preparing * lighter.both / parts.both if lighter else preparing, processes)
+    return ways
+
+
+def _lighter(data: ImageData) -> dict[str, View]:
+    """Give views that may take less: with the usual augmentation, and of smaller pictures."""
+    preprocessing, augment = data.preprocessing or Preprocessing(), data.augment
+    views = {}
+    if isinstance(augment, str | Sequence) and set(named_steps(augment)) - set(named_steps(_COMMON)):
+        views[f"augment={_COMMON!r}"] = train_view(preprocessing, _COMMON)
+    height, width = preprocessing.image_size
+    smaller = int(height * _SMALLER) // 32 * 32
+    if height == width and smaller > 0:
+        views[f"image_size={smaller}"] = train_view(preprocessing.at_size(smaller), augment)
+    return views
+
+
+def _measured(source: Source, view: View) -> _Parts | None:
+    """Measure on some pictures what they take; None where none of them can be read."""
+    count = min(_PICTURES, len(source))
+    opening = varying = 0.0
+    with preserved():
+        for place in [number * len(source) // count for number in range(count)]:
+            with suppress(DataError):  # one that cannot be read is the fit's business
+                began = time.perf_counter()
+                framed = view.frame(source.sample(place, view.least_side)[0])
+                opened = time.perf_counter()
+                if view.steps is not None:
+                    view.steps(framed)
+                opening += opened - began
+                varying += time.perf_counter() - opened
+    parts = _Parts(opening, varying)
+    return parts if parts.both > 0 else None
