@@ -77,6 +77,19 @@ def test_what_is_kept_unasked_changes_no_number(shapes_folder: Path, frozen: str
     assert live.evaluate() == pytest.approx(known.evaluate(), rel=1e-5)
 
 
+@pytest.mark.parametrize("model", ["test_efficientnet", "test_convnext", "torchvision/squeezenet1_1"])
+def test_in_bf16_they_differ_no_more_than_pictures_do_in_other_batches(shapes_folder: Path, model: str) -> None:
+    losses = {}
+    for batch_size, kept in ((8, False), (5, False), (8, "auto"), (5, "auto")):
+        pictures = data(shapes_folder, image_size=64, augment=None, batch_size=batch_size)
+        made = Learner(model, pictures, pretrained=False, precision="bf16", head=Head(init="xavier"), device="cpu")
+        made.freeze()
+        losses[batch_size, kept] = fitted(made, 1, cache_features=kept)["val_loss"][0]
+    in_other_batches = abs(losses[8, False] - losses[5, False])
+    for batch_size in (8, 5):
+        assert abs(losses[batch_size, "auto"] - losses[batch_size, False]) <= in_other_batches + 1e-6
+
+
 def test_as_many_views_as_epochs_are_what_there_is_without_them(shapes_folder: Path) -> None:
     live, known = (learner(data(shapes_folder)) for _ in range(2))
     assert close(fitted(live, cache_features=False), fitted(known, cache_features=3))

@@ -4,12 +4,18 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from handmade import CPU, At, made_learner, pairs, same, weights
+from handmade import CLASSES, CPU, At, made_learner, pairs, same, weights
 
-from headstart import ConfigError, ModelCheckpoint, TerminateOnNaN
+from headstart import ConfigError, Head, ImageData, Learner, ModelCheckpoint, TerminateOnNaN
 from headstart.training.precision import Precision, choose_device, choose_precision
 
 CUDA = torch.device("cuda")
+KINDS = """
+    test_byobnet test_convnext test_efficientnet test_mambaout test_nfnet test_resnet test_vit convit_tiny edgenext_xx_small
+    levit_128s mobilevit_xxs regnetx_002 swiftformer_xs visformer_tiny repvgg_a0 torchvision/densenet121
+    torchvision/mobilenet_v2 torchvision/squeezenet1_1 torchvision/swin_t
+"""
+"""Small networks of many kinds, which take pictures of 224 pixels."""
 
 
 @pytest.fixture
@@ -114,6 +120,26 @@ def test_bf16_computes_products_in_bf16_and_scales_nothing():
     with precision.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     assert not precision.scaler().is_enabled()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", KINDS.split())
+def test_networks_of_all_kinds_compute_in_bf16_on_a_cpu(model):
+    chance = torch.Generator().manual_seed(0)
+    learners = {}
+    for precision in ("fp32", "bf16"):
+        data = ImageData.from_loaders(pairs(2, 2, side=224), pairs(2, side=224), classes=CLASSES)
+        head = Head(init="xavier")
+        learners[precision] = Learner(model, data, pretrained=False, head=head, precision=precision, device="cpu")
+    pictures = torch.randn(2, 3, 224, 224, generator=chance)
+    full, mixed = (learner.predict(pictures).probabilities for learner in learners.values())
+    assert (full - mixed).abs().max() < 0.05
+    before = weights(learners["bf16"])
+    learners["bf16"].fit(1, 1e-3, verbose=False)
+    after = weights(learners["bf16"])
+    assert all(value.dtype == before[name].dtype for name, value in after.items())
+    assert all(value.isfinite().all() for value in after.values())
+    assert not same(before, after)
 
 
 def test_a_fit_in_bf16_learns_nearly_what_one_in_fp32_does_and_keeps_weights_and_logs_in_full():
