@@ -375,7 +375,7 @@ class Learner:
         given = _listed(callbacks)
         pictures = PictureList.of(images)
         batches = self.data.unlabelled_batches(pictures, for_gpu=self._session.device.type == "cuda")
-        probabilities = self._session.predict(batches.epoch(0, 0), given, self)
+        probabilities = self._session.predict(batches.epoch(0, 0), len(pictures), given, self)
         return Predictions(probabilities, self.data.classes, pictures.paths)
 
     def show_predictions(self, pictures: int = 12, *, part: str = "val") -> "Figure":
@@ -395,7 +395,7 @@ class Learner:
             >>> figure = learner.show_predictions(6)
         """
         images, truths = self.data.examples(part, pictures)
-        probabilities = self._session.predict([(images, torch.tensor(truths))], (), self)
+        probabilities = self._session.predict([(images, torch.tensor(truths))], len(truths), (), self)
         answers = Predictions(probabilities, self.data.classes)
         names = [self.data.classes[truth] for truth in truths]
         right = [name == answer for name, answer in zip(names, answers.labels, strict=True)]

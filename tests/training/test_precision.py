@@ -11,9 +11,9 @@ from headstart.training.precision import Precision, choose_device, choose_precis
 
 CUDA = torch.device("cuda")
 KINDS = """
-    test_byobnet test_convnext test_efficientnet test_mambaout test_nfnet test_resnet test_vit convit_tiny edgenext_xx_small
-    levit_128s mobilevit_xxs regnetx_002 swiftformer_xs visformer_tiny repvgg_a0 torchvision/densenet121
-    torchvision/mobilenet_v2 torchvision/squeezenet1_1 torchvision/swin_t
+    test_byobnet test_convnext test_efficientnet test_mambaout test_nfnet test_resnet test_vit convit_tiny
+    edgenext_xx_small levit_128s mobilevit_xxs regnetx_002 swiftformer_xs visformer_tiny repvgg_a0
+    torchvision/densenet121 torchvision/mobilenet_v2 torchvision/squeezenet1_1 torchvision/swin_t
 """
 """Small networks of many kinds, which take pictures of 224 pixels."""
 

@@ -117,9 +117,9 @@ class Loop:
             self.hooks.call("on_test_end", logs)
         return logs
 
-    def predict(self, batches: Iterable[Pair]) -> Tensor:
-        """Give the probabilities of all pictures, float32 `[pictures, classes]`, on the CPU."""
-        run, found = self.run, []
+    def predict(self, batches: Iterable[Pair], answers: Tensor) -> None:
+        """Write the probabilities of all pictures into `answers`, float32 `[pictures, classes]`."""
+        run, done = self.run, 0
         with run.backbone.evaluating():
             self.hooks.call("on_predict_begin", run.logs)
             for number, pair in enumerate(batches):
@@ -127,10 +127,10 @@ class Loop:
                 run.batch = self.prepare(pair)
                 with torch.no_grad():
                     run.outputs = self.portions.outputs(self._answer, run.batch.images)
-                found.append(run.outputs.float().softmax(1))
+                answers[done : done + len(run.batch)] = run.outputs.float().softmax(1)
+                done += len(run.batch)
                 self.hooks.call("on_predict_batch_end", number, run.logs)
             self.hooks.call("on_predict_end", run.logs)
-        return torch.cat(found).cpu()
 
     # From the outside in.
 

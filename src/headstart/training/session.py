@@ -227,13 +227,18 @@ class Session:
         with accounting(batches), loop.hooks.bound(), preserved():
             return dict(loop.evaluate(batches))
 
-    def predict(self, batches: Iterable[Pair], callbacks: Sequence[Callback], learner: LearnerLike) -> Tensor:
-        """Give the probabilities of all pictures, float32 `[pictures, classes]`, on the CPU."""
+    def predict(
+        self, batches: Iterable[Pair], pictures: int, callbacks: Sequence[Callback], learner: LearnerLike
+    ) -> Tensor:
+        """Give the probabilities of so many pictures, float32 `[pictures, classes]`, on the CPU."""
+        # Room for all at once: kept one by one they would lie between large batches in memory, and cut it to pieces.
+        answers = torch.empty(pictures, len(self.data.classes), device=self.device)
         run = Run(self.backbone)
         check_callbacks(callbacks, run)
         loop = self._loop(run, callbacks, learner)
         with loop.hooks.bound(), preserved():
-            return loop.predict(batches)
+            loop.predict(batches, answers)
+        return answers.cpu()
 
     def train_from(self, boundary: int) -> None:
         """Freeze the stages before `boundary`; inside a fit, from the next step on."""
