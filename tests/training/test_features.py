@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from headstart import Cache, Callback, ConfigError, Head, ImageData, Learner, ModelCheckpoint, Order
+from headstart.model.cut import find_cut
 from headstart.training import features as module
 
 
@@ -80,14 +81,26 @@ def test_what_is_kept_unasked_changes_no_number(shapes_folder: Path, frozen: str
 @pytest.mark.parametrize("model", ["test_efficientnet", "test_convnext", "torchvision/squeezenet1_1"])
 def test_in_bf16_they_differ_no_more_than_pictures_do_in_other_batches(shapes_folder: Path, model: str) -> None:
     losses = {}
-    for batch_size, kept in ((8, False), (5, False), (8, "auto"), (5, "auto")):
+    for batch_size, kept in ((8, False), (5, False), (8, 1), (5, 1)):
         pictures = data(shapes_folder, image_size=64, augment=None, batch_size=batch_size)
         made = Learner(model, pictures, pretrained=False, precision="bf16", head=Head(init="xavier"), device="cpu")
         made.freeze()
         losses[batch_size, kept] = fitted(made, 1, cache_features=kept)["val_loss"][0]
     in_other_batches = abs(losses[8, False] - losses[5, False])
     for batch_size in (8, 5):
-        assert abs(losses[batch_size, "auto"] - losses[batch_size, False]) <= in_other_batches + 1e-6
+        assert abs(losses[batch_size, 1] - losses[batch_size, False]) <= in_other_batches + 1e-6
+
+
+@pytest.mark.parametrize(("epochs", "looks"), [(1, False), (2, False), (3, True)])
+def test_unasked_a_way_in_is_only_looked_for_where_that_pays(
+    shapes_folder: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, looks: bool
+) -> None:
+    looked = []
+    monkeypatch.setattr(module, "find_cut", lambda *given: looked.append(given) or find_cut(*given))
+    fitted(learner(data(shapes_folder)), epochs)  # 27 val pictures
+    assert bool(looked) is looks
+    fitted(learner(data(shapes_folder)), 1, cache_features=1)
+    assert looked
 
 
 def test_as_many_views_as_epochs_are_what_there_is_without_them(shapes_folder: Path) -> None:

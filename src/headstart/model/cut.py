@@ -161,7 +161,8 @@ def _watched(network: nn.Module, images: Tensor) -> list[_Call]:
         if going_on:
             going_on[-1].is_leaf = False
         is_plain = len(_tensors(arguments)) == 1 and isinstance(arguments[0], Tensor) and not named
-        calls.append(_Call(module, [*going_on], _traces((arguments, named)), is_plain))
+        has_parts = next(module.children(), None) is not None  # what these are given is looked at
+        calls.append(_Call(module, [*going_on], _traces((arguments, named), with_bits=not has_parts), is_plain))
         going_on.append(calls[-1])
 
     def end(module: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:  # noqa: ARG001 - as torch calls it
@@ -324,18 +325,22 @@ def _tensors(values: Any) -> list[Tensor]:
     return [value for value in tree_flatten(values)[0] if isinstance(value, Tensor)]
 
 
-def _traces(values: Any) -> list[_Trace]:
-    return [_Trace(value.shape, value.requires_grad, _bits(value.detach())) for value in _tensors(values)]
+def _traces(values: Any, *, with_bits: bool = True) -> list[_Trace]:
+    return [_Trace(v.shape, v.requires_grad, _bits(v.detach()) if with_bits else 0) for v in _tensors(values)]
 
 
 def _bits(tensor: Tensor) -> int:
-    """Give the sum of a tensor's bits, taken as whole numbers."""
+    """Give the sum of a tensor's bits, taken as whole numbers of eight bytes as far as that is possible."""
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
-    if tensor.is_floating_point():
-        whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-        tensor = tensor.view(whole)
-    return int(tensor.sum(dtype=torch.int64))
+    order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)  # as it lies in memory
+    tensor = tensor.permute(order).contiguous().flatten()
+    begins = tensor.storage_offset() * tensor.element_size()
+    size = (
+        tensor.element_size() if (tensor.nbytes | begins) % 8 else 8
+    )  # torch sums up eight bytes much faster than four
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
+    return int(tensor.view(whole).sum(dtype=torch.int64))
 
 
 def _alike(one: Sequence[_Trace], other: Sequence[_Trace]) -> bool:

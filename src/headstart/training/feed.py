@@ -19,6 +19,9 @@ from headstart.training.precision import Precision
 _MOST = 2_000_000_000
 """Bytes that features which nobody asked for may take; fixed, or the bits would depend on how much memory is free."""
 
+_WORTH = 40
+"""Pictures that the frozen stages must be spared, unasked: looking for a way into the network takes half as many."""
+
 _TRIED = 3, 2
 """Pictures in the batches that a way into the network is tried on."""
 
@@ -33,6 +36,7 @@ class Feed:
         device: where the network is.
         precision: the arithmetic of the forward pass.
         seed: of order and augmentation.
+        epochs: how often the pictures come.
         asked: how many views of a training picture are kept as features; 0 keeps none, "auto" what changes no number.
         heed: leaves the fit, if that was asked for.
 
@@ -48,6 +52,7 @@ class Feed:
         device: torch.device,
         precision: Precision,
         seed: int,
+        epochs: int,
         asked: CacheFeatures,
         heed: Callable[[], None],
     ) -> None:
@@ -55,6 +60,7 @@ class Feed:
         self._prepare = prepare
         self._on_gpu = device.type == "cuda"
         self._seed = seed
+        self._epochs = epochs
         self._asked = asked
         height, width = backbone.preprocessing.image_size
         most = (_MOST, 3 * height * width) if asked == "auto" else (None, None)
@@ -91,6 +97,8 @@ class Feed:
         """Say whether features of a part may be kept."""
         part = getattr(self._data, name)
         if self._asked == 0 or not isinstance(part, FolderSource) or len(part) < sum(_TRIED):
+            return False
+        if self._asked == "auto" and len(part) * (self._epochs - 1) < _WORTH:
             return False
         if name == "val" or self._asked == 1:
             return self._data.eval_view.has_frame
