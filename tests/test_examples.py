@@ -2,6 +2,8 @@
 
 import doctest
 import importlib
+import importlib.metadata
+import json
 import os
 import runpy
 import subprocess
@@ -173,6 +175,51 @@ def test_a_choice_is_measured_in_accuracy_and_time(run, cloth, tmp_path, choice)
                "--whole-epochs", 2, "--start", 32, "--seeds", 0)  # fmt: skip
     assert f"{cloth.name}, fixed: " in said
     assert "time ratio" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("package", "contender"),
+    [
+        ("headstart", "with_headstart.py"),
+        ("fastai", "with_fastai.py"),
+        ("lightning", "with_lightning.py"),
+        ("keras", "with_keras.py"),
+        ("transformers", "with_transformers.py"),
+        ("pytorch-accelerated", "with_pytorch_accelerated.py"),
+    ],
+)
+@pytest.mark.parametrize("work", ["fixed", "whole"])
+def test_a_contender_does_its_work(run, cloth, tmp_path, package, contender, work):
+    if not list(importlib.metadata.distributions(name=package)):
+        pytest.skip(f"{package} comes with the extra bench, which is not installed")
+    torch.save(torchvision.models.resnet18(num_classes=7).state_dict(), tmp_path / "resnet18.pth")
+    options = ["--model", "resnet18", "--weights", "resnet18.pth", "--work", work, "--epochs", 2]
+    told = json.loads(run(f"benchmarks/peers/{contender}", "--data", cloth, *options).splitlines()[-1])
+    assert sorted(told) == ["accuracy", "best", "seconds"]
+    assert 0 <= told["accuracy"] <= told["best"] <= 1
+
+
+def test_contenders_share_the_network_and_the_rates(tmp_path):
+    common = runpy.run_path(str(EXAMPLES / "benchmarks" / "peers" / "common.py"))
+    network = torchvision.models.mobilenet_v2(num_classes=7).eval()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    backbone, head = common["open_network"]("mobilenet_v2", tmp_path / "weights.pth", 3)
+    pictures = torch.rand(2, 3, 64, 64)
+    features = backbone.eval()(pictures)
+    assert torch.equal(network.classifier(features), network(pictures))
+    assert head(features).shape == (2, 3)
+    assert [common["lr_at"](epoch) for epoch in (0, 6, 7, 14)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5])
+
+
+def test_contenders_are_compared_and_the_missing_ones_named(run, cloth, tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
+    options = ["--model", "resnet18", "--weights", "resnet18.pth", "--work", "fixed", "--epochs", 1, "--rounds", 1]
+    said = run("benchmarks/peers/compare.py", "--data", cloth, *options, "--contenders", "headstart, 1 view", "Keras")
+    missing = not list(importlib.metadata.distributions(name="keras"))
+    assert ("Keras is left out" in said) == missing
+    rows = said[said.index("the head alone:") :].splitlines()[2:]
+    assert [row.split("  ")[0] for row in rows] == ["headstart", "headstart, 1 view", "Keras"][: 3 - missing]
+    assert all(row.endswith(" MB") for row in rows)
 
 
 def test_the_examples_in_the_docstrings_of_generated_pictures_hold():

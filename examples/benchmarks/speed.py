@@ -70,6 +70,11 @@ def measured(side: str, work: str, epochs: int, arguments: argparse.Namespace) -
     command = [sys.executable, __file__, "--side", side, "--works", work, "--epochs", str(epochs)]
     command += [word for name in settings for word in (f"--{name}", str(getattr(arguments, name)))]
     command += ["--layers", *arguments.layers]
+    return watched(command)
+
+
+def watched(command: list[str]) -> dict[str, float]:
+    """Run a command whose last line is JSON; give what it says, and the most megabytes it had at a time."""
     peak = 0.0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own file
         while process.poll() is None:
