@@ -41,20 +41,20 @@ _AT_ONCE = 256
 _PATIENCE = 2.0
 """Seconds of decoding after which a terminal shows how far it is."""
 
-_OURS = re.compile(r"(\.)?[0-9a-f]{32}\.pixels(?(1)\.[0-9a-f]+)")
+_OURS = re.compile(r"(\.)?[0-9a-f]{32}\.(?:pixels|features)(?(1)\.[0-9a-f]+)")
 _UNUSED_SECONDS = 30 * 24 * 3600
-"""After so long without use a file of pixels is removed when another one is written."""
+"""After so long without use a file is removed when another one is written."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Where the pixels of pictures are kept from epoch to epoch, and how many.
+    """Where the pixels of pictures are kept from epoch to epoch, and how many; on the disk also what is made of them.
 
     Nothing but time and room depends on it: the same numbers come out with it and without it.
 
     Args:
-        where: `"ram"`; `"disk"`, where the next run finds them again; `"auto"` is memory if all of a part fits into
-            `budget`, else nothing.
+        where: `"ram"`; `"disk"`, where the next run finds them again, and with them the features of frozen stages;
+            `"auto"` is memory if all of a part fits into `budget`, else nothing.
         folder: for `"disk"`; None is `headstart` in `$XDG_CACHE_HOME`, or else in `~/.cache`. What is in it may be
             deleted at any time.
         budget: the bytes that all parts may take together; None is a quarter of the memory that is free, or nine tenths
@@ -201,7 +201,7 @@ class Memo:
             if expected <= room and path is None:
                 return keep_in_memory(self._pictures(stamps, None), room)
             if expected <= room and path is not None:
-                _sweep(path.parent)
+                sweep(path.parent)
                 write_atomically(path, lambda file: write_store(file, self._pictures(stamps, found), room, key))
                 return open_store(path, key)
         except CheckpointError as error:
@@ -300,7 +300,7 @@ class Memos:
         return len(self._memos)
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove what nobody has used for long, and what a process that was killed has left."""
     for file in files_in(folder, _OURS):
         with contextlib.suppress(OSError):

@@ -7,7 +7,7 @@ pictures come as if there were none.
 import os
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from headstart.data.loading import Batches, Pair, SourceBatches
+from headstart.data.sources import FolderSource
 from headstart.data.store import Stamp, stamp
 from headstart.files import free_space
 from headstart.model.backbone import Backbone
 from headstart.model.cut import Arithmetic, Cut, NoCutError, find_cut
 from headstart.training.batch import Batch, Preparer
 from headstart.training.portions import is_out_of_memory
+from headstart.training.shelf import Shelf
 
 CacheFeatures = int | Literal["auto"]
 """What `fit(cache_features=...)` takes: False is 0."""
@@ -107,6 +109,16 @@ class _Kept:
         self.targets[place:end] = targets
         return end
 
+    def goes_on_as(self, found: Mapping[str, Tensor], place: int) -> bool:
+        """Take over what an earlier run has left, if it begins with the same bits as what is here up to a place."""
+        rows = found.get("rows", self.rows[:0])
+        same = rows.shape == self.rows.shape and rows.dtype == self.rows.dtype
+        if not (same and torch.equal(rows[:place], self.rows[:place])):
+            return False
+        self.rows.copy_(rows)
+        self.targets.copy_(found["targets"])
+        return True
+
     def take(self, places: Sequence[int]) -> Tensor:
         """Give those of some pictures, in the memory format that they came in."""
         rows = self.rows[torch.tensor(places)]
@@ -123,17 +135,32 @@ class FeatureBatches:
         live: the batches of pictures.
         in_order: the same pictures in the order of their source; its epochs are the views of them that are kept.
         views: how many there are; epoch n trains on view n modulo this.
-        paths: of the pictures.
+        part: the pictures.
         entrance: the way in.
+        shelf: where features are found that an earlier run has left.
+        words: what `in_order` depends on beside the pictures, in plain values.
+        draws: whether it draws, by the numbers of fit and view.
     """
 
     def __init__(
-        self, live: SourceBatches, in_order: SourceBatches, views: int, paths: Sequence[Path], entrance: Entrance
+        self,
+        live: SourceBatches,
+        in_order: SourceBatches,
+        views: int,
+        part: FolderSource,
+        entrance: Entrance,
+        shelf: Shelf,
+        words: Sequence[object],
+        *,
+        draws: bool,
     ) -> None:
         self.live = live
+        self._shelf = shelf
+        self._words = words
+        self._draws = draws
         self.in_order = in_order
         self._views = views
-        self._paths = paths
+        self._part = part
         self._entrance = entrance
         self._cut: Cut | None = None
         self._without: Cut | None = None  # the way in that there was no room for
@@ -167,7 +194,7 @@ class FeatureBatches:
             return None
         if cut is not self._cut:
             self._cut, self._kept = cut, {}
-        stamps = [stamp(path) for path in self._paths]
+        stamps = [stamp(path) for path in self._part.paths]
         if view not in self._kept or self._kept[view].stamps != stamps:
             self._kept.pop(view, None)  # first, to have its room
             found = self._found(cut, fit, view, stamps)
@@ -178,7 +205,10 @@ class FeatureBatches:
         return self._kept[view]
 
     def _found(self, cut: Cut, fit: int, view: int, stamps: list[Stamp]) -> _Kept | None:
+        """Have what is kept of a view of all pictures: from the shelf, or by asking the network."""
         entrance, kept, place = self._entrance, None, 0
+        words = [*self._words, *([fit, view] if self._draws else [])]
+        path = self._shelf.path([*cut.places], words, self._part, stamps)
         for pair in self.in_order.epoch(fit, view):
             entrance.heed()
             try:
@@ -188,11 +218,17 @@ class FeatureBatches:
                 if is_out_of_memory(error):
                     return None  # pictures go through the whole network in portions
                 raise
-            kept = self._make_room(features, stamps) if kept is None else kept
+            begins, kept = kept is None, kept or self._make_room(features, stamps)
             if kept is None:
                 return None
             place = kept.put(place, features, pair[1])
-        return kept if place == len(stamps) else None  # some could not be read, and others take their place
+            if begins and kept.goes_on_as(self._shelf.find(path), place):
+                return kept
+        if kept is None or place != len(stamps):
+            return None  # some could not be read, and others take their place
+        if kept.is_in_memory:
+            self._shelf.keep(path, {"rows": kept.rows, "targets": kept.targets})
+        return kept
 
     def _make_room(self, features: Tensor, stamps: list[Stamp]) -> _Kept | None:
         entrance, count, size = self._entrance, len(stamps), len(stamps) * features[0].nbytes

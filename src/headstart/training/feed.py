@@ -15,6 +15,8 @@ from headstart.randomness import preserved, seed_step
 from headstart.training.batch import Preparer
 from headstart.training.features import CacheFeatures, Entrance, FeatureBatches
 from headstart.training.precision import Precision
+from headstart.training.shelf import Shelf
+from headstart.training.words import words_for
 
 _MOST = 2_000_000_000
 """Bytes that features which nobody asked for may take; fixed, or the bits would depend on how much memory is free."""
@@ -62,6 +64,7 @@ class Feed:
         self._seed = seed
         self._epochs = epochs
         self._asked = asked
+        on_disk = data.cache if data.cache is not None and data.cache.where == "disk" else None
         height, width = backbone.preprocessing.image_size
         most = (_MOST, 3 * height * width) if asked == "auto" else (None, None)
         self._entrance = Entrance(
@@ -72,9 +75,10 @@ class Feed:
             self._tried,
             prepare,
             heed,
-            lambda taken: (data.cache or Cache()).room(taken + data.memos.size),
+            lambda taken: (Cache() if on_disk or data.cache is None else data.cache).room(taken + data.memos.size),
             *most,
         )
+        self._shelf = Shelf(on_disk, backbone, device, precision, lambda: data.memos.size)
         if asked not in ("auto", 0):
             self._demand_sense(backbone)
 
@@ -144,7 +148,12 @@ class Feed:
     def _of_features(self, live: Batches, in_order: Batches, name: str, views: int) -> Batches:
         part = self._data.part(name)
         if isinstance(live, SourceBatches) and isinstance(in_order, SourceBatches) and isinstance(part, FolderSource):
-            return FeatureBatches(live, in_order, views, part.paths, self._entrance)
+            draws = views > 1
+            seen: list[object] = [repr(self._data.eval_view)]
+            if draws:
+                seen = [repr(self._data.train_view.frame), words_for(self._data.augment), self._seed]
+            words = [*seen, self._data.batch_size]
+            return FeatureBatches(live, in_order, views, part, self._entrance, self._shelf, words, draws=draws)
         return live
 
     def _tried(self) -> list[Tensor]:

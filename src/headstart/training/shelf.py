@@ -1,0 +1,120 @@
+"""Features on the disk, where the next run finds what the same frozen stages have made of the same pictures.
+
+The name of a file is a digest of all that its content depends on, and the file carries a digest of its content. What is
+found is believed only when the network makes the same of the first pictures, to the last bit: nothing else would notice
+a `forward` that was changed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from headstart.data.cache import Cache, sweep
+from headstart.data.sources import FolderSource
+from headstart.data.store import Stamp
+from headstart.errors import CheckpointError
+from headstart.model.backbone import Backbone
+from headstart.model.weights import digest_of
+from headstart.training.checkpoint import read_weights, write_weights
+from headstart.training.fingerprint import of_machine
+from headstart.training.precision import Precision
+
+
+class Shelf:
+    """The features of a network's frozen beginning in a folder of files.
+
+    Args:
+        cache: which folder, and how many bytes may go there; None keeps and finds nothing.
+        backbone: the network.
+        device: where it is.
+        precision: the arithmetic of its forward pass.
+        pixels: the bytes that pixels have taken of what may go there.
+    """
+
+    def __init__(
+        self,
+        cache: Cache | None,
+        backbone: Backbone,
+        device: torch.device,
+        precision: Precision,
+        pixels: Callable[[], int],
+    ) -> None:
+        self._cache = cache
+        self._backbone = backbone
+        self._device = device
+        self._precision = precision
+        self._frozen: tuple[object, str] = (None, "")  # the state of the weights that the digest was taken of
+        self._pixels = pixels
+        self._taken = 0
+        self._has_told = False
+
+    def path(
+        self, places: Sequence[str], words: Sequence[object], part: FolderSource, stamps: Sequence[Stamp]
+    ) -> Path | None:
+        """Give the file for the features of some pictures, there or not.
+
+        Args:
+            places: where in the network they are.
+            words: all that says how the pictures were prepared, in plain values.
+            part: the pictures.
+            stamps: of their files as they are.
+        """
+        if self._cache is None:
+            return None
+        facts = {
+            **of_machine(self._device),
+            "network": type(self._backbone.network).__name__,
+            "frozen": self._digest(),
+            "precision": self._precision.name,
+            "places": [*places],
+            "words": [*words],
+            "pictures": [*zip(map(str, map(Path.absolute, part.paths)), part.labels, stamps, strict=True)],
+        }
+        name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return self._cache.place / f"{name[:32]}.features"
+
+    def find(self, path: Path | None) -> dict[str, Tensor]:
+        """Give what was kept in a file; nothing where there is none, or none that is whole."""
+        if path is None or not path.is_file():
+            return {}
+        try:
+            found, _ = read_weights(path)
+        except CheckpointError:
+            return {}  # it is written anew
+        with suppress(OSError):  # it may be somebody else's
+            os.utime(path)
+        return found
+
+    def keep(self, path: Path | None, tensors: dict[str, Tensor]) -> None:
+        """Write features into a file; where that fails, it is told once."""
+        if self._cache is None or path is None:
+            return
+        size, room = sum(tensor.nbytes for tensor in tensors.values()), self._cache.room(self._taken + self._pixels())
+        why = f"they take {size:,} bytes, and may take {room:,}"
+        try:
+            if size <= room:
+                sweep(path.parent)
+                write_weights(path, tensors, {})
+                self._taken += size
+                return
+        except CheckpointError as error:
+            why = error.arrived
+        if not self._has_told:
+            print(f"features are not kept on the disk: {why}")  # noqa: T201 - the next run will take its time again
+        self._has_told = True
+
+    def _digest(self) -> str:
+        """Give a digest of all that is frozen."""
+        now = (self._backbone.changes, self._backbone.frozen_versions)
+        if self._frozen[0] != now:
+            network, moving = self._backbone.network, {id(buffer) for buffer in self._backbone.moving}
+            held = {name: p.detach().cpu() for name, p in network.named_parameters() if not p.requires_grad}
+            held |= {name: b.cpu() for name, b in network.named_buffers() if id(b) not in moving}
+            self._frozen = now, digest_of(held, "")
+        return self._frozen[1]
