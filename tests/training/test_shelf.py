@@ -11,6 +11,7 @@ from handmade import same, weights
 from torch import Tensor, nn
 
 from headstart import Cache, Head, ImageData, Learner
+from headstart.training import features
 
 
 class Counting(nn.Conv2d):
@@ -176,6 +177,14 @@ def test_more_than_the_budget_is_not_kept(run, tmp_path, capsys):
     run(cache=Cache("disk", tmp_path / "kept", budget=6_000))  # 5,184 for one part, 1,944 for the other
     assert len(files(tmp_path)) == 1
     assert "features are not kept on the disk: they take 1,944 bytes, and may take 816" in capsys.readouterr().out
+
+
+def test_a_large_disk_is_no_reason_to_fill_the_memory(run, monkeypatch):
+    monkeypatch.setattr("headstart.data.cache.free_memory", lambda: 1000)
+    made, in_file = [], features._in_file
+    monkeypatch.setattr(features, "_in_file", lambda count, found: made.append(count) or in_file(count, found))
+    run()
+    assert made == [72, 27]
 
 
 def test_what_is_kept_in_memory_is_not_on_the_disk(run, tmp_path):
