@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 
 from headstart import ImageData
 from headstart.data.folders import scan_parts
-from headstart.data.image_data import OwnLoader, Part
+from headstart.data.own_loader import OwnLoader, Part
 from headstart.data.preprocessing import Preprocessing
 from headstart.data.sources import FolderSource
 from headstart.data.splits import stratified

@@ -19,7 +19,7 @@ from headstart.data.classes import ClassNames, class_names, common_classes
 from headstart.data.decode import demand_readable, refuse_unreadable
 from headstart.data.folders import scan_known_classes, scan_parts, tell_passed_over
 from headstart.data.loading import Batches, SourceBatches, gather, worker_count
-from headstart.data.own_loader import LoaderBatches, loader_length
+from headstart.data.own_loader import LoaderBatches, OwnLoader, Part, loader_length
 from headstart.data.preprocessing import Preprocessing
 from headstart.data.settings import MOST_SKIPPED, OnError, Workers, demand, settings
 from headstart.data.sources import DatasetSource, FolderSource, Source
@@ -32,20 +32,6 @@ from headstart.randomness import preserved
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class OwnLoader:
-    """The user's own loader, as a part of the data."""
-
-    loader: Iterable[Any]
-
-    def __len__(self) -> int:
-        return loader_length(self.loader, "own")
-
-
-Part = Source | OwnLoader
-"""One part of the data: train, val or test."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,6 +1,7 @@
 """Batches from a loader of the user's own: checked as they come, and otherwise left as they are."""
 
 from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,8 +10,23 @@ from torch import Tensor
 from headstart.data.augment import View
 from headstart.data.loading import Pair
 from headstart.data.preprocessing import are_shaped
+from headstart.data.sources import Source
 from headstart.errors import DataError
 from headstart.randomness import ORDER, derive
+
+
+@dataclass(frozen=True)
+class OwnLoader:
+    """The user's own loader, as a part of the data."""
+
+    loader: Iterable[Any]
+
+    def __len__(self) -> int:
+        return loader_length(self.loader, "own")
+
+
+Part = Source | OwnLoader
+"""One part of the data: train, val or test."""
 
 
 class LoaderBatches:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart.data.image_data import ImageData, OwnLoader, Part
+from headstart.data.image_data import ImageData
+from headstart.data.own_loader import OwnLoader, Part
 from headstart.data.sources import FolderSource
 from headstart.errors import CheckpointError
 from headstart.model.weights import digest_of

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from headstart.data.image_data import ImageData, OwnLoader
+from headstart.data.image_data import ImageData
+from headstart.data.own_loader import OwnLoader
 from headstart.data.preprocessing import Preprocessing
 from headstart.errors import CheckpointError, DataError
 from headstart.model.backbone import Backbone

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from headstart.data.image_data import ImageData, OwnLoader, Part
+from headstart.data.image_data import ImageData
 from headstart.data.loading import Batches, Pair, SourceBatches, accounting
+from headstart.data.own_loader import OwnLoader, Part
 from headstart.data.sources import FolderSource
 from headstart.errors import CheckpointError, ConfigError, listing
 from headstart.model.backbone import Backbone
