@@ -222,6 +222,13 @@ def test_contenders_are_compared_and_the_missing_ones_named(run, cloth, tmp_path
     assert all(row.endswith(" MB") for row in rows)
 
 
+def test_growth_is_measured_and_drawn(run, tmp_path):
+    options = ["--axes", "pictures", "--share", 0.02, "--plot", tmp_path / "growth.png"]
+    said = run("benchmarks/growth.py", *options).splitlines()[-3:]
+    assert [line.partition(" pictures, 10 classes: head ")[0].split()[-1] for line in said] == ["20", "50", "500"]
+    assert (tmp_path / "growth.png").stat().st_size > 5_000
+
+
 def test_the_examples_in_the_docstrings_of_generated_pictures_hold():
     tried = doctest.testmod(importlib.import_module("generated_pictures"))
     assert tried.attempted

@@ -86,7 +86,8 @@ def test_what_was_loaded_is_said_and_can_be_saved_again(
     _, path = saved
     capsys.readouterr()
     loaded = Learner.load(path)
-    assert capsys.readouterr().out == "opened torchvision shufflenet_v2_x0_5 (weights from saved.safetensors)\n"
+    opened = "opened torchvision shufflenet_v2_x0_5 (weights from saved.safetensors), fp32 on cpu\n"
+    assert capsys.readouterr().out == opened
     again = loaded.save(path.parent / "again.safetensors")
     (one, about_one), (two, about_two) = read_weights(path), read_weights(again)
     assert same(one, two)
