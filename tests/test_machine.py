@@ -22,6 +22,16 @@ def test_a_container_may_have_less_than_its_machine(group: Path, most: str, expe
     assert free_memory() == expected
 
 
+def test_pages_of_files_that_nobody_is_at_are_as_good_as_free(group: Path) -> None:
+    (group / "memory.max").write_text("7000")
+    (group / "memory.current").write_text("6900")
+    (group / "memory.stat").write_text("anon 100\ninactive_file 5000\nactive_file 1800\n")
+    assert free_memory() == 5100
+    (group / "memory.stat").unlink()
+    (group / "memory.current").write_text("8000")
+    assert free_memory() == 0
+
+
 def test_so_may_an_older_one(group: Path) -> None:
     (group / "memory").mkdir()
     (group / "memory" / "memory.limit_in_bytes").write_text("5000")

@@ -257,9 +257,9 @@ class Learner:
                 trains, that would change what it sees, so the batch is refused; `"split"` splits it all the same.
                 `"raise"` always refuses.
             cache_features: what of the frozen stages' work is kept from epoch to epoch. `"auto"` is what they make of
-                val pictures, and of train pictures without augmentation: that changes no number. 1 is what they make of
-                train pictures as evaluation sees them, 4 of four augmented views of each, which take turns from epoch
-                to epoch: less variety, in much less time. False is nothing.
+                val pictures, and of train pictures without augmentation: that changes nothing beyond rounding. 1 is
+                what they make of train pictures as evaluation sees them, 4 of four augmented views of each, which take
+                turns from epoch to epoch: less variety, in much less time. False is nothing.
             verbose: whether a progress bar is shown (one line for each epoch where there is no terminal).
 
         Returns:

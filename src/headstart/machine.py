@@ -9,6 +9,8 @@ _GROUP = Path("/sys/fs/cgroup")
 _LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 """Where Linux says how much memory a container may have, and how much it has taken: in version 2, and in version 1."""
 
+_SPARE = ("inactive_file", "total_inactive_file")
+
 _UNKNOWN = 4_000_000_000
 
 
@@ -37,7 +39,12 @@ def _free_on_machine() -> int:
 def _free_in_container() -> list[int]:
     pairs = [(_GROUP / most, _GROUP / taken) for most, taken in _LIMITS]
     found = [[path.read_text().strip() for path in pair] for pair in pairs if all(path.is_file() for path in pair)]
-    return [int(most) - int(taken) for most, taken in found if most.isdigit()]
+    about = [
+        path.read_text().split() for path in (_GROUP / "memory.stat", _GROUP / "memory/memory.stat") if path.is_file()
+    ]
+    # Pages of files that nobody is at count as taken, and are given back when somebody needs them.
+    spare = [int(words[words.index(key) + 1]) for words in about for key in _SPARE if key in words]
+    return [max(0, int(most) - int(taken) + max(spare, default=0)) for most, taken in found if most.isdigit()]
 
 
 def cores() -> int:

@@ -463,3 +463,22 @@ def test_a_second_network_with_another_frame_takes_the_room_of_the_first(folder:
     assert other.memos["train"] is not small
     assert same(epochs(other), epochs(shapes(folder, None, image_size=64)))
     assert same(epochs(data), epochs(shapes(folder, None)))
+
+
+@pytest.mark.parametrize("denied", ["exists", "iterdir"])
+def test_a_folder_that_one_may_not_look_into_is_told_and_done_without(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], denied: str
+) -> None:
+    place, own = tmp_path / "kept", getattr(Path, denied)
+    place.mkdir()
+
+    def refuse(path: Path, *given: Any) -> Any:
+        if path == place:
+            raise PermissionError(13, "Permission denied", str(path))
+        return own(path, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, denied, refuse)
+        data = filled(folder, Cache("disk", place))
+    assert same(epochs(data), epochs(shapes(folder, None)))
+    assert "the cache's folder cannot be used: [Errno 13] Permission denied" in capsys.readouterr().out

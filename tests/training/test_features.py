@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -221,8 +222,94 @@ def test_a_callback_that_looks_at_batches_sees_pictures(shapes_folder: Path) -> 
         def on_test_batch_end(self, batch: int, logs: Any) -> None:
             shapes.add(tuple(self.run.batch.images.shape[1:]))
 
-    fitted(learner(data(shapes_folder, augment=None)), 2, callbacks=[Looking()])
+    fitted(learner(data(shapes_folder, augment=None)), 4, callbacks=[Looking()])
     assert shapes == {(3, 32, 32)}
+
+
+class TwoWays(Counted):
+    """A network that does something else in evaluation."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        return logits if self.training else (logits + super().forward(images.flip(-1))) / 4
+
+
+def test_a_network_that_evaluates_otherwise_is_evaluated_on_pictures(shapes_folder: Path) -> None:
+    histories = []
+    for kept in (False, "auto", 4):
+        torch.manual_seed(0)
+        made = Learner(TwoWays(), data(shapes_folder, augment=None), head=Head(init="xavier"))
+        made.freeze()
+        histories.append(fitted(made, 4, cache_features=kept))
+        assert made.evaluate()["loss"] == pytest.approx(histories[-1]["val_loss"][-1], rel=1e-5)
+    assert close(histories[0], histories[1])
+    assert close(histories[0], histories[2])
+
+
+class Change(Callback):
+    def __init__(self, change: Any) -> None:
+        self.change = change
+
+    def on_epoch_begin(self, epoch: int, logs: Any) -> None:
+        if epoch == 2:
+            self.change(self.run.network)
+
+
+def through_data(network: Any) -> None:
+    network.stem[0].weight.data.mul_(2)
+
+
+def buffer(network: Any) -> None:
+    network.stem[1].running_mean += 1
+
+
+def module_itself(network: Any) -> None:
+    torch.manual_seed(5)
+    network.stem[2] = nn.Sigmoid()
+
+
+def hook(network: Any) -> None:
+    network.stem.register_forward_hook(lambda module, given, made: made * 2)
+
+
+@pytest.mark.parametrize("change", [through_data, buffer, module_itself, hook])
+@pytest.mark.parametrize("frozen", ["head", "stage"])
+def test_whatever_changes_what_is_frozen_is_noticed(shapes_folder: Path, frozen: str, change: Any) -> None:
+    live, known = (learner(data(shapes_folder, augment=None), frozen) for _ in range(2))
+    expected = fitted(live, 5, cache_features=False, callbacks=[Change(change)])
+    assert close(expected, fitted(known, 5, callbacks=[Change(change)]))
+
+
+class Choosy(Counted):
+    """A network that wants whole batches."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) == 3:
+            raise ZeroDivisionError("three")
+        return super().forward(images)
+
+
+def test_a_network_that_fails_on_a_few_pictures_is_asked_about_all(
+    shapes_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Learner(Choosy(), data(shapes_folder, augment=None, batch_size=9), head=Head())
+    made.freeze()
+    fitted(made, 4)
+    assert "3 pictures alone end in ZeroDivisionError: three" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("broken", [1, 4])
+def test_pictures_to_try_it_on_that_cannot_be_read_are_no_trouble(
+    shapes_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: int
+) -> None:
+    shutil.copytree(shapes_folder, tmp_path / "shapes")
+    tried = [0, 17, 35, 53, 71][:broken]
+    for number in tried:
+        sorted((tmp_path / "shapes" / "train").glob("*/*"))[number].write_bytes(b"no picture")
+    pictures = data(tmp_path / "shapes", augment=None, on_error="skip")
+    histories = [fitted(learner(pictures), 4, cache_features=kept) for kept in (False, "auto")]
+    assert close(*histories)
+    assert "too few pictures can be read to try it on" in capsys.readouterr().out
 
 
 class Cutting(Callback):
@@ -244,6 +331,28 @@ def test_a_fit_is_gone_on_with_to_the_same_bits(shapes_folder: Path, tmp_path: P
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", Cutting())
+    assert same(weights(run(tmp_path / "cut")), weights(run(tmp_path / "whole")))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_also_when_stages_were_unfrozen_inside_of_the_epoch_that_was_cut(
+    shapes_folder: Path, tmp_path: Path, accumulate: int
+) -> None:
+    class CuttingInside(Callback):
+        order = Order.REPORT
+
+        def on_train_batch_end(self, batch: int, logs: Any) -> None:
+            if self.run.epoch == 1 and batch == 6 and not self.run.resumed:
+                raise KeyboardInterrupt
+
+    def run(folder: Path, *callbacks: Callback) -> Learner:
+        made = learner(data(shapes_folder))
+        callbacks = (ModelCheckpoint(folder), UnfreezingInside(), *callbacks)
+        fitted(made, 4, cache_features=2, accumulate=accumulate, callbacks=callbacks, resume=True)
+        return made
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", CuttingInside())
     assert same(weights(run(tmp_path / "cut")), weights(run(tmp_path / "whole")))
 
 

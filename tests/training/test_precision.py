@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from handmade import CLASSES, CPU, At, made_learner, pairs, same, weights
+from torch import nn
 
 from headstart import ConfigError, Head, ImageData, Learner, ModelCheckpoint, TerminateOnNaN
 from headstart.training.precision import Precision, choose_device, choose_precision
@@ -149,6 +150,19 @@ def test_a_fit_in_bf16_learns_nearly_what_one_in_fp32_does_and_keeps_weights_and
     assert not same(weights(full), weights(mixed))
     assert all(tensor.dtype == torch.float32 for tensor in weights(mixed).values())
     assert mixed.predict(torch.zeros(2, 3, 6, 6)).probabilities.dtype == torch.float32
+
+
+def test_a_loss_of_ones_own_is_computed_in_full():
+    seen = []
+
+    def loss(outputs, targets):
+        seen.append(outputs.dtype)
+        return (outputs - nn.functional.one_hot(targets, 3)).pow(2).mean()
+
+    dtypes = []
+    note = At(on_loss_ready=lambda c: dtypes.append(c.run.loss.dtype))
+    made_learner(precision="bf16", loss=loss).fit(1, 0.1, callbacks=[note], verbose=False)
+    assert {*seen, *dtypes} == {torch.float32}
 
 
 @pytest.fixture

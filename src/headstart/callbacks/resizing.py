@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from headstart.errors import ConfigError, Demands, is_count, is_number
-from headstart.randomness import preserved
+from headstart.model.backbone import objection
 from headstart.training.callback import Callback, Order
 from headstart.training.run import Run
 
@@ -70,7 +69,14 @@ class ProgressiveResize(Callback):
             )
         sides = {self._side(epoch, run.epochs, whole) for epoch in range(run.epochs)}
         for side in () if comes_as_it_comes else sorted(sides):
-            _try(run, _shape((height, width), side))
+            shape = _shape((height, width), side)
+            if (error := objection(run.backbone, shape)) is not None:
+                size = f"{shape[0]} x {shape[1]} pixels"
+                raise ConfigError(
+                    f"ProgressiveResize for a network that cannot take pictures of {size}: {error}",
+                    "a network that takes pictures of any size, as most convolutional ones do",
+                    "Leave the callback out, or take another network. Some want multiples of 32: try another start.",
+                ) from error
 
     def on_batch_ready(self) -> None:
         """Shrink the batch to the size of the epoch."""
@@ -98,7 +104,7 @@ def side_of_epoch(epoch: int, epochs: int, sides: Sequence[int], until: float) -
         >>> [side_of_epoch(epoch, 8, [128, 160, 192, 224], until=0.75) for epoch in range(8)]
         [128, 128, 160, 160, 192, 192, 224, 224]
     """
-    growing = int(until * epochs)
+    growing = int(until * epochs + 1e-9)  # 0.29 of 100 epochs are 29
     return sides[epoch * (len(sides) - 1) // growing] if epoch < growing else sides[-1]
 
 
@@ -111,23 +117,3 @@ def _shrunk(images: Tensor, shape: list[int]) -> Tensor:
     # Down to a half each pixel has its share in the result all the same, in an eighth of the time.
     antialias = images.shape[-2] > 2 * shape[0]
     return functional.interpolate(images, size=shape, mode="bilinear", antialias=antialias)
-
-
-def _try(run: Run, shape: list[int]) -> None:
-    """Ask the network about an empty picture of a size.
-
-    Raises:
-        ConfigError: it cannot take it.
-    """
-    like = next(run.network.parameters())
-    channels = len(run.backbone.preprocessing.mean)
-    picture = torch.zeros(1, channels, *shape, dtype=like.dtype, device=like.device)
-    try:
-        with run.backbone.evaluating(), preserved(), torch.no_grad():
-            run.network(picture)
-    except Exception as error:
-        raise ConfigError(
-            f"ProgressiveResize for a network that cannot take pictures of {shape[0]} x {shape[1]} pixels: {error}",
-            "a network that takes pictures of any size, as most convolutional ones do",
-            "Take another start or step (many need multiples of 32), another network, or leave the callback out.",
-        ) from error

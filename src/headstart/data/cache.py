@@ -25,7 +25,7 @@ from headstart.data.sources import FolderSource, Source
 from headstart.data.store import OutOfRoomError, Stamp, Store, keep_in_memory, open_store, stamp, write_store
 from headstart.errors import CheckpointError, ConfigError, Demands, is_count
 from headstart.files import as_path, files_in, free_space, write_atomically
-from headstart.machine import free_memory
+from headstart.machine import cores, free_memory
 from headstart.version import VERSION
 
 Where = Literal["auto", "ram", "disk"]
@@ -37,6 +37,9 @@ _PROBED = 16
 
 _AT_ONCE = 256
 """Pictures that may be decoded ahead of the one that is kept next."""
+
+_AT_WORK = 8
+"""Pictures that are decoded at a time, at the most: large ones take a hundred megabytes each."""
 
 _PATIENCE = 2.0
 """Seconds of decoding after which a terminal shows how far it is."""
@@ -188,6 +191,19 @@ class Memo:
 
     def _kept(self, stamps: Sequence[Stamp], taken: int) -> Store | None:
         """Find the pixels, or make and keep them; or say why not, and give None."""
+        try:
+            return self._kept_or_not(stamps, taken)
+        except OSError as error:  # a folder that one may not look into
+            self._tell(f"the cache's folder cannot be used: {error}")
+            return None
+
+    def _tell(self, why: str, todo: str = "") -> None:
+        """Say once why nothing is kept."""
+        if not self._has_told:
+            print(f"{why}: pictures are decoded in every epoch{todo}")  # noqa: T201 - it must not fail unseen
+        self._has_told = True
+
+    def _kept_or_not(self, stamps: Sequence[Stamp], taken: int) -> Store | None:
         key = self._key()
         path = self.cache.place / f"{key.hex()[:32]}.pixels" if self.cache.where == "disk" else None
         found = open_store(path, key)
@@ -208,10 +224,7 @@ class Memo:
             why = error.arrived
         except OutOfRoomError:
             pass  # some are larger than they seemed
-        if not self._has_told:
-            todo = "" if path is not None else "; cache='disk' keeps them there"
-            print(f"{why}: pictures are decoded in every epoch{todo}")  # noqa: T201 - it must not fail unseen
-        self._has_told = True
+        self._tell(why, "" if path is not None else "; cache='disk' keeps them there")
         return None
 
     def _pictures(self, stamps: Sequence[Stamp], old: Store | None) -> Iterator[tuple[Tensor | None, Stamp]]:
@@ -225,7 +238,7 @@ class Memo:
                 return None
 
         numbers = tqdm(range(len(self)), "decoding pictures once", delay=_PATIENCE, leave=False, disable=None)
-        with ThreadPoolExecutor() as pool, numbers:
+        with ThreadPoolExecutor(min(cores(), _AT_WORK)) as pool, numbers:
             for start in range(0, len(self), _AT_ONCE):
                 some = range(start, min(start + _AT_ONCE, len(self)))
                 for number, pixels in zip(some, pool.map(make, some), strict=True):
@@ -289,7 +302,7 @@ class Memos:
     def remembered(self, name: str, part: Source, view: View) -> tuple[Source, View]:
         """Give a part, and what is to be done to its pictures, or less of it where they are kept framed."""
         memo = self._memos.get(name)
-        if memo is None or memo.source is not part or memo.view.frame != view.frame:
+        if memo is None or memo.store is None or memo.source is not part or memo.view.frame != view.frame:
             return part, view
         return memo, view.of_framed()
 

@@ -4,7 +4,7 @@ What is the user's own, a dataset or a pipeline, is not called to be measured: i
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,8 @@ from headstart.data.preprocessing import Preprocessing
 from headstart.data.sources import FolderSource, Source
 from headstart.errors import DataError
 from headstart.randomness import preserved
+
+Takes = Callable[[int], bool]
 
 WAITED = 1 / 3
 """Share of a fit's time from which on waiting for pictures is worth a line."""
@@ -31,6 +33,8 @@ _PICTURES = 8
 
 _SMALLER = 3 / 4
 """The share of a picture's side that is tried."""
+
+_KEEP = "cache='disk'"
 
 _COMMON = "default"
 """The augmentation that costlier ones are compared with."""
@@ -49,7 +53,7 @@ class _Parts:
         return self.opening + self.varying
 
 
-def diagnose(data: ImageData, pace: Pace, processes: int, free_cores: int) -> str:
+def diagnose(data: ImageData, pace: Pace, processes: int, free_cores: int, epochs: int, takes: Takes) -> str:
     """Say how long training waits for its pictures, and which change would help most; nothing where it hardly waits.
 
     Args:
@@ -57,51 +61,57 @@ def diagnose(data: ImageData, pace: Pace, processes: int, free_cores: int) -> st
         pace: how the fit's time was spent so far.
         processes: how many prepare its batches; 0 is training's own.
         free_cores: processor cores that training leaves to others.
+        epochs: that are still to come after this one.
+        takes: says whether the network takes pictures of so many pixels a side.
     """
     if pace.share_waited < WAITED:
         return ""
     now = pace.per_picture
-    work = now * (1 - pace.share_waited)
     # Processes that cannot keep up determine the pace all together; without any, one waits for each picture.
-    preparing = now * processes if processes else now - work
-    ways = _ways(data, preparing, processes, free_cores)
-    gains = {change: now / _predicted(work, *cost, free_cores) for change, cost in ways.items()}
+    preparing = now * processes if processes else now * pace.share_waited
     told = f"training waits for its pictures {pace.share_waited:.0%} of the time: preparing one takes "
     told += f"{1000 * preparing:.1f} ms" + (f", in {processes} processes" if processes > 1 else "")
+    ways = _ways(data, pace, processes, free_cores, takes)
+    if epochs < 1:
+        ways.pop(_KEEP, None)  # what this epoch has to decode it has to decode
+    gains = {change: now / seconds for change, seconds in ways.items()}
     most = max(gains.values(), default=0.0)
     if most < _GAIN:
-        return f"{told}. No setting would help much: smaller files would, a lighter pipeline, or more cores"
+        return f"{told}. No setting would help much: a lighter pipeline would, smaller files, or more cores"
     change, gain = next((change, gain) for change, gain in gains.items() if gain >= _NEARLY * most)
-    return f"{told}. With {change} training would be about {gain:.1f} times as fast"
+    trains = "the next epochs" if change == _KEEP else "training"
+    price = "" if change == _KEEP or change.startswith("workers") else ", and learn from other pictures"
+    return f"{told}. With {change} {trains} would be about {gain:.1f} times as fast{price}"
 
 
-def _predicted(work: float, preparing: float, processes: int, free_cores: int) -> float:
-    """Give the seconds that a picture will take, trained and prepared."""
-    beside = min(processes, free_cores)
-    return max(work, preparing / beside) if beside > 0 else work + preparing
-
-
-def _ways(data: ImageData, preparing: float, processes: int, free_cores: int) -> dict[str, tuple[float, int]]:
-    """Give what could be changed: the seconds that preparing a picture takes then, and in how many processes.
+def _ways(data: ImageData, pace: Pace, processes: int, free_cores: int, takes: Takes) -> dict[str, float]:
+    """Give what could be changed, with the seconds that a picture would take, prepared and trained on.
 
     What changes no number comes first.
     """
     part: Any = data.part("train")
     source, view = data.memos.remembered("train", part, data.train_view)
     parts = _measured(source, view) if isinstance(part, FolderSource) and data.train_view.has_frame else None
-    ways: dict[str, tuple[float, int]] = {}
-    if parts is not None and source is part:
-        ways["cache='disk'"] = (preparing * parts.varying / parts.both, processes)
+    now = pace.per_picture
+    waited, work = now * pace.share_waited, now * (1 - pace.share_waited)
+
+    def with_less(ratio: float) -> float:
+        """Give the seconds of a picture whose preparing takes this much of what it takes now."""
+        return max(work, now * ratio) if processes else work + waited * ratio
+
+    ways: dict[str, float] = {}
+    if parts is not None and source is part and (data.cache is None or data.cache.where != "disk"):
+        ways[_KEEP] = with_less(parts.varying / parts.both)
     if (count := min(data.worker_count(source, "auto"), free_cores)) > processes:
-        ways[f"workers={count}"] = (preparing, count)
+        ways[f"workers={count}"] = max(work, (now * processes if processes else waited) / count)
     if parts is not None:
-        for change, other in _lighter(data).items():
+        for change, other in _lighter(data, takes).items():
             lighter = _measured(source, other if source is part else other.of_framed())
-            ways[change] = (preparing * lighter.both / parts.both if lighter else preparing, processes)
+            ways[change] = with_less(lighter.both / parts.both if lighter else 1)
     return ways
 
 
-def _lighter(data: ImageData) -> dict[str, View]:
+def _lighter(data: ImageData, takes: Takes) -> dict[str, View]:
     """Give views that may take less: with the usual augmentation, and of smaller pictures."""
     preprocessing, augment = data.preprocessing or Preprocessing(), data.augment
     views = {}
@@ -109,7 +119,7 @@ def _lighter(data: ImageData) -> dict[str, View]:
         views[f"augment={_COMMON!r}"] = train_view(preprocessing, _COMMON)
     height, width = preprocessing.image_size
     smaller = int(height * _SMALLER) // 32 * 32
-    if height == width and smaller > 0:
+    if height == width and smaller > 0 and takes(smaller):
         views[f"image_size={smaller}"] = train_view(preprocessing.at_size(smaller), augment)
     return views
 

@@ -417,7 +417,8 @@ class ImageData:
     def worker_count(self, source: Source | PictureList, workers: Workers | None = None) -> int:
         """Decide how many processes prepare the batches of a source, with the `workers` of this data or others."""
         pixels = self.batch_size * 3 * math.prod(self._preprocessing.image_size)
-        own = callable(self.augment) or self.eval_transform is not None or not isinstance(source, FolderSource)
+        ours = isinstance(source, FolderSource | Memo)
+        own = callable(self.augment) or self.eval_transform is not None or not ours
         asked = self.workers if workers is None else workers
         return worker_count(asked, pixels * (4 if own else 1))  # what is the user's own may give floats
 

@@ -1,10 +1,11 @@
 """A network with its head and its stages, and what of it is frozen."""
 
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -14,6 +15,7 @@ from headstart.errors import ConfigError, listing
 from headstart.model.opened import Opened
 from headstart.model.stages import Stage, find_stages, locate
 from headstart.model.weights import forget_cached
+from headstart.randomness import preserved
 
 _LOOKING = threading.Lock()  # so that of several threads only one lets a network forget
 
@@ -137,9 +139,12 @@ class Backbone:
         return any(not stage.trainable for stage in self.stages[:1])
 
     @property
-    def frozen_versions(self) -> list[int]:
-        """How often each parameter has been written to that does not train; -1 for those that do."""
-        return [-1 if p.requires_grad else p._version for p in self.network.parameters()]  # noqa: SLF001 - counts changes
+    def frozen_bits(self) -> list[int]:
+        """What can tell that something frozen is not what it was: modules, bits of parameters and of buffers."""
+        moving = {id(buffer) for buffer in self.moving}
+        held: list[Tensor] = [p for p in self.network.parameters() if not p.requires_grad]
+        held += [buffer for buffer in self.network.buffers() if id(buffer) not in moving]
+        return [*map(id, self.network.modules()), *(bits_of(tensor.detach()) for tensor in held)]
 
     def freeze_only(self, names: Collection[str]) -> None:
         """Freeze just these parameters; the others train."""
@@ -245,3 +250,34 @@ class Backbone:
 def _is_of_batches(module: nn.Module) -> bool:
     """Say whether a module normalises by what a batch has in common, as BatchNorm does in training."""
     return isinstance(module, _BatchNorm) or (hasattr(module, "running_var") and not isinstance(module, _InstanceNorm))
+
+
+def objection(backbone: Backbone, sides: Sequence[int]) -> Exception | None:
+    """Ask a network about an empty picture of this height and width, and give what it raises, if anything."""
+    like = next(backbone.network.parameters())
+    picture = torch.zeros(1, len(backbone.preprocessing.mean), *sides, dtype=like.dtype, device=like.device)
+    try:
+        with backbone.evaluating(), preserved(), torch.no_grad():
+            backbone.network(picture)
+    except Exception as error:
+        return error
+    return None
+
+
+def has_hooks(network: nn.Module) -> bool:
+    """Say whether somebody looks at what goes through a module."""
+    return any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())  # noqa: SLF001 - nothing else tells
+
+
+def bits_of(tensor: Tensor) -> int:
+    """Give the sum of a tensor's bits, taken as whole numbers of eight bytes as far as that is possible."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)  # as it lies in memory
+    tensor = tensor.permute(order).contiguous().flatten()
+    begins = tensor.storage_offset() * tensor.element_size()
+    size = (
+        tensor.element_size() if (tensor.nbytes | begins) % 8 else 8
+    )  # torch sums up eight bytes much faster than four
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
+    return int(tensor.view(whole).sum(dtype=torch.int64))

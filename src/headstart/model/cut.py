@@ -10,14 +10,14 @@ on real pictures, and believed only when the logits have the same bits.
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from headstart.model.backbone import Backbone
+from headstart.model.backbone import Backbone, bits_of, has_hooks
 
 Arithmetic = Callable[[], AbstractContextManager[object]]
 """Makes the context in which a network is asked, such as autocast."""
@@ -70,6 +70,7 @@ class Cut:
         after: the modules at all places but the last one, likewise.
         is_last: whether what the module at the only place gives is what the network gives.
         images: the shape of those for which the shapes of `before` were noted.
+        evaluates: whether it may be gone through in evaluation, too, where a network may do something else.
     """
 
     network: nn.Module
@@ -79,6 +80,7 @@ class Cut:
     after: Sequence[tuple[nn.Module, list[Any]]]
     is_last: bool
     images: torch.Size
+    evaluates: bool = False
 
     def features(self, images: Tensor) -> Tensor:
         """Give what arrives at the places, `[pictures, ...]`, without gradients; what follows is not asked.
@@ -134,11 +136,16 @@ def find_cut(backbone: Backbone, batches: Sequence[Tensor], arithmetic: Arithmet
     network = backbone.network
     if network._compiled_call_impl is not None:  # noqa: SLF001 - nn.Module.compile leaves no other trace
         raise NoCutError("it is compiled")
+    if has_hooks(network):
+        raise NoCutError("some modules have hooks")
     watched = []
     for number in range(2):
         with _undisturbed(backbone), arithmetic():
             seed(number)
-            watched.append(_watched(network, batches[0]))
+            try:
+                watched.append(_watched(network, batches[0]))
+            except Exception as error:  # a few pictures may not do where a batch does
+                raise NoCutError(f"{len(batches[0])} pictures alone end in {type(error).__name__}: {error}") from error
     live = _first_live(backbone, *watched)
     others = _other_heads(watched[0], watched[1], live)
     chain = [live, *reversed(live.parents[1:])]
@@ -147,7 +154,8 @@ def find_cut(backbone: Backbone, batches: Sequence[Tensor], arithmetic: Arithmet
     for calls in [*alone, *together] if others else alone:
         cut = _cut_at(network, watched[0], calls, batches[0].shape)
         if cut is not None and all(_holds(backbone, cut, images, arithmetic, seed) for images in batches):
-            return cut
+            with backbone.evaluating():
+                return replace(cut, evaluates=_holds(backbone, cut, batches[-1], arithmetic, seed))
     raise NoCutError("what it trains needs more of what comes before than can be handed in")
 
 
@@ -175,8 +183,6 @@ def _watched(network: nn.Module, images: Tensor) -> list[_Call]:
 
     with ExitStack() as stack:
         for module in network.modules():
-            if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001 - torch tells of them in no other way
-                raise NoCutError("some of its modules have hooks")
             stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(end).remove)
         answer = network(images)
@@ -240,7 +246,7 @@ def _holds(backbone: Backbone, cut: Cut, images: Tensor, arithmetic: Arithmetic,
                 seed(2)
                 try:
                     answers.append(ask(given))
-                except RuntimeError:  # a stand-in does not do
+                except Exception:
                     return False
     return _equal(*answers)
 
@@ -326,28 +332,13 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def _traces(values: Any, *, with_bits: bool = True) -> list[_Trace]:
-    return [_Trace(v.shape, v.requires_grad, _bits(v.detach()) if with_bits else 0) for v in _tensors(values)]
-
-
-def _bits(tensor: Tensor) -> int:
-    """Give the sum of a tensor's bits, taken as whole numbers of eight bytes as far as that is possible."""
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
-    order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)  # as it lies in memory
-    tensor = tensor.permute(order).contiguous().flatten()
-    begins = tensor.storage_offset() * tensor.element_size()
-    size = (
-        tensor.element_size() if (tensor.nbytes | begins) % 8 else 8
-    )  # torch sums up eight bytes much faster than four
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
-    return int(tensor.view(whole).sum(dtype=torch.int64))
+    return [_Trace(v.shape, v.requires_grad, bits_of(v.detach()) if with_bits else 0) for v in _tensors(values)]
 
 
 def _alike(one: Sequence[_Trace], other: Sequence[_Trace]) -> bool:
-    pairs = zip(one, other, strict=True)
-    return all((a.shape, a.bits) == (b.shape, b.bits) for a, b in pairs)
+    return [(trace.shape, trace.bits) for trace in one] == [(trace.shape, trace.bits) for trace in other]
 
 
 def _equal(one: Any, other: Any) -> bool:
-    pairs = zip(_tensors(one), _tensors(other), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
+    ones, others = _tensors(one), _tensors(other)
+    return len(ones) == len(others) and all(torch.equal(a, b) for a, b in zip(ones, others, strict=True))

@@ -10,6 +10,7 @@ from headstart.data.image_data import ImageData
 from headstart.data.loading import SourceBatches
 from headstart.data.preprocessing import Preprocessing
 from headstart.machine import cores
+from headstart.model.backbone import objection
 from headstart.training.callback import Callback, Order
 from headstart.training.metrics import Logs
 
@@ -105,5 +106,13 @@ class Doctor(Callback):
             return
         self.is_over = True
         busy = torch.get_num_threads() if self.run.batch.images.device.type == "cpu" else 1
-        if told := diagnose(self.data, self.batches.pace, self.batches.workers, cores() - busy):
+        backbone, epochs = self.run.backbone, self.run.epochs - self.run.epoch - 1
+        if told := diagnose(
+            self.data,
+            self.batches.pace,
+            self.batches.workers,
+            cores() - busy,
+            epochs,
+            lambda side: objection(backbone, (side, side)) is None,
+        ):
             print(told)  # noqa: T201 - nobody would look for it

@@ -20,7 +20,7 @@ from headstart.data.loading import Batches, Pair, SourceBatches
 from headstart.data.sources import FolderSource
 from headstart.data.store import Stamp, stamp
 from headstart.files import free_space
-from headstart.model.backbone import Backbone
+from headstart.model.backbone import Backbone, has_hooks
 from headstart.model.cut import Arithmetic, Cut, NoCutError, find_cut
 from headstart.training.batch import Batch, Preparer
 from headstart.training.portions import is_out_of_memory
@@ -42,6 +42,7 @@ class Entrance:
         pictures: gives a few batches of pictures to try it on, of different sizes.
         prepare: from a pair to a batch on the device.
         heed: leaves the fit, if that was asked for.
+        changed_inside: says whether something else was frozen inside of the epoch in progress.
         room: from the bytes of memory that features have to those that they may take; what is more goes into a file.
         most_bytes: that features of a part may take in all; None is any.
         most_numbers: that may be kept of a picture; None is any.
@@ -54,10 +55,11 @@ class Entrance:
     pictures: Callable[[], Sequence[Tensor]]
     prepare: Preparer
     heed: Callable[[], None]
+    changed_inside: Callable[[], bool]
     room: Callable[[int], int]
     most_bytes: int | None = None
     most_numbers: int | None = None
-    _frozen: tuple[int, list[int]] | None = field(default=None, init=False)
+    _frozen: tuple[int, list[int], bool] | None = field(default=None, init=False)
     _cut: Cut | None = field(default=None, init=False)
     kept: "weakref.WeakSet[_Kept]" = field(default_factory=weakref.WeakSet, init=False)  # by all who enter here
 
@@ -73,10 +75,10 @@ class Entrance:
 
     def find(self) -> Cut | None:
         """Give the way in, or None; look for it anew when something else is frozen, or has changed though frozen."""
-        frozen = (self.backbone.changes, self.backbone.frozen_versions)
+        frozen = (self.backbone.changes, self.backbone.frozen_bits, has_hooks(self.backbone.network))
         if frozen != self._frozen:
             self._cut = self._look() if self.backbone.is_frozen_at_first else None
-            self._frozen = (self.backbone.changes, self.backbone.frozen_versions)
+            self._frozen = frozen
         return self._cut
 
     def _look(self) -> Cut | None:
@@ -140,6 +142,7 @@ class FeatureBatches:
         shelf: where features are found that an earlier run has left.
         words: what `in_order` depends on beside the pictures, in plain values.
         draws: whether it draws, by the numbers of fit and view.
+        evaluates: whether the network is in evaluation when these come.
     """
 
     def __init__(
@@ -153,11 +156,13 @@ class FeatureBatches:
         words: Sequence[object],
         *,
         draws: bool,
+        evaluates: bool,
     ) -> None:
         self.live = live
         self._shelf = shelf
         self._words = words
         self._draws = draws
+        self._evaluates = evaluates
         self.in_order = in_order
         self._views = views
         self._part = part
@@ -176,6 +181,10 @@ class FeatureBatches:
     def epoch(self, fit: int, epoch: int, start: int = 0) -> Iterator[Pair | Batch]:
         """Go through the batches of an epoch from batch `start` on, of pictures from where something is unfrozen on."""
         cut, done = self._entrance.find(), start
+        if cut is not None and self._evaluates and not cut.evaluates:
+            cut = None
+        if start > 0 and self._entrance.changed_inside():
+            cut = None  # as the epoch went on when it was first begun
         kept = None if cut is None else self._features(cut, fit, epoch % self._views)
         if cut is not None and kept is not None:
             with _one_thread() if self._entrance.is_at_head else nullcontext():

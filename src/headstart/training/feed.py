@@ -1,7 +1,5 @@
 """What a fit is fed with: batches of pictures, or of what the frozen beginning of its network makes of them."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -11,10 +9,12 @@ from headstart.data.loading import Batches, SourceBatches
 from headstart.data.sources import FolderSource
 from headstart.errors import ConfigError
 from headstart.model.backbone import Backbone
+from headstart.model.cut import NoCutError
 from headstart.randomness import preserved, seed_step
 from headstart.training.batch import Preparer
 from headstart.training.features import CacheFeatures, Entrance, FeatureBatches
 from headstart.training.precision import Precision
+from headstart.training.run import Run
 from headstart.training.shelf import Shelf
 from headstart.training.words import words_for
 
@@ -24,8 +24,8 @@ _MOST = 2_000_000_000
 _WORTH = 40
 """Pictures that the frozen stages must be spared, unasked: looking for a way into the network takes half as many."""
 
-_TRIED = 3, 2
-"""Pictures in the batches that a way into the network is tried on."""
+_TRIED = 5
+"""Pictures that a way into the network is tried on, in two batches of different sizes."""
 
 
 class Feed:
@@ -40,7 +40,7 @@ class Feed:
         seed: of order and augmentation.
         epochs: how often the pictures come.
         asked: how many views of a training picture are kept as features; 0 keeps none, "auto" what changes no number.
-        heed: leaves the fit, if that was asked for.
+        run: the fit.
 
     Raises:
         ConfigError: views were asked for, and nothing is frozen, or the pictures are not from files.
@@ -56,7 +56,7 @@ class Feed:
         seed: int,
         epochs: int,
         asked: CacheFeatures,
-        heed: Callable[[], None],
+        run: Run,
     ) -> None:
         self._data = data
         self._prepare = prepare
@@ -74,7 +74,8 @@ class Feed:
             lambda number: seed_step(number, device),
             self._tried,
             prepare,
-            heed,
+            run.leave_if_told,
+            lambda: run.refrozen,
             lambda taken: (Cache() if on_disk or data.cache is None else data.cache).room(taken + data.memos.size),
             *most,
         )
@@ -90,6 +91,12 @@ class Feed:
                 "frozen stages at its beginning, whose features stay as they are",
                 "Call learner.freeze() or learner.unfreeze(from_layer) first, or leave cache_features out.",
             )
+        if len(self._data.part("train")) < _TRIED:
+            raise ConfigError(
+                f"{asked}, for {len(self._data.part('train'))} pictures",
+                f"{_TRIED} or more, on which it is tried whether features will do",
+                "Leave cache_features out: so few pictures take no time.",
+            )
         if not self._keeps("train"):
             raise ConfigError(
                 f"{asked}, for pictures that may be others each time",
@@ -100,7 +107,7 @@ class Feed:
     def _keeps(self, name: str) -> bool:
         """Say whether features of a part may be kept."""
         part = getattr(self._data, name)
-        if self._asked == 0 or not isinstance(part, FolderSource) or len(part) < sum(_TRIED):
+        if self._asked == 0 or not isinstance(part, FolderSource) or len(part) < _TRIED:
             return False
         if self._asked == "auto" and len(part) * (self._epochs - 1) < _WORTH:
             return False
@@ -153,9 +160,13 @@ class Feed:
             if draws:
                 seen = [repr(self._data.train_view.frame), words_for(self._data.augment), self._seed]
             words = [*seen, self._data.batch_size]
-            return FeatureBatches(live, in_order, views, part, self._entrance, self._shelf, words, draws=draws)
+            return FeatureBatches(
+                live, in_order, views, part, self._entrance, self._shelf, words, draws=draws, evaluates=name == "val"
+            )
         return live
 
     def _tried(self) -> list[Tensor]:
-        images, targets = self._data.examples("train", sum(_TRIED))
-        return [*torch.split(self._prepare((images, torch.tensor(targets))).images, list(_TRIED))]
+        images, targets = self._data.examples("train", _TRIED)
+        if len(images) < _TRIED:
+            raise NoCutError("too few pictures can be read to try it on")
+        return [*torch.split(self._prepare((images, torch.tensor(targets))).images, _TRIED // 2 + 1)]

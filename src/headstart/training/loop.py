@@ -145,7 +145,7 @@ class Loop:
         logs["learning_rate"] = run.lr
         run.logs = logs
         self.hooks.call("on_epoch_end", run.epoch, logs)
-        run.epoch, run.batches_done = run.epoch + 1, 0
+        run.epoch, run.batches_done, run.refrozen = run.epoch + 1, 0, False
         run.reach_border()
 
     def _train(self, batches: Batches) -> None:
@@ -198,7 +198,7 @@ class Loop:
         run = self.run
         run.outputs = self.portions.outputs(self._answer, run.batch.images)
         with self.precision.autocast():
-            run.loss = demand_mean(self.loss(run.outputs, run.batch.targets))
+            run.loss = demand_mean(self.loss(self.precision.in_full(run.outputs), run.batch.targets))
 
     def _answer(self, images: Tensor) -> Tensor:
         # One picture alone has no statistics of its own: normalising it by them would leave nothing, or fail.

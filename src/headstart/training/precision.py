@@ -32,6 +32,10 @@ class Precision:
             return nullcontext()
         return torch.autocast(self.device_type, torch.bfloat16 if self.name == "bf16" else torch.float16)
 
+    def in_full(self, outputs: Tensor) -> Tensor:
+        """Give a network's outputs for a loss: eight bits are too few for one that adds them up."""
+        return outputs if self.name == "fp32" else outputs.float()
+
     def scaler(self) -> "Scaler":
         """Give the scaler that keeps fp16 gradients from vanishing; for other precisions it does nothing."""
         return Scaler(self.device_type, enabled=self.name == "fp16")

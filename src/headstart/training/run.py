@@ -216,6 +216,7 @@ class Run:
     _lr: float = field(default=0.0, init=False)
     _rate_writer: object = field(default=None, init=False)
     signal: int | None = field(default=None, init=False)
+    refrozen: bool = field(default=False, init=False)  # inside of the epoch in progress something else was frozen
     _deferred: list[Callable[[], None]] = field(default_factory=list, init=False)
     _asked: list[Callable[[], None]] = field(default_factory=list, init=False)
 
@@ -304,12 +305,14 @@ class Run:
             "lr": self._lr,
             "stop_reason": self.stop_reason,
             "remarks": list(self.remarks),
+            "refrozen": self.refrozen,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Stand where `state_dict` was."""
         self.epoch, self.batches_done, self.step = state["epoch"], state["batches_done"], state["step"]
         self._lr, self.stop_reason, self.remarks = state["lr"], state["stop_reason"], list(state["remarks"])
+        self.refrozen = state.get("refrozen", False)
         self.resumed = True
 
     def between_steps(self, act: Callable[[], None]) -> None:

@@ -81,11 +81,11 @@ class Shelf:
 
     def find(self, path: Path | None) -> dict[str, Tensor]:
         """Give what was kept in a file; nothing where there is none, or none that is whole."""
-        if path is None or not path.is_file():
-            return {}
         try:
+            if path is None or not path.is_file():
+                return {}
             found, _ = read_weights(path)
-        except CheckpointError:
+        except (CheckpointError, OSError):
             return {}  # it is written anew
         with suppress(OSError):  # it may be somebody else's
             os.utime(path)
@@ -95,23 +95,24 @@ class Shelf:
         """Write features into a file; where that fails, it is told once."""
         if self._cache is None or path is None:
             return
-        size, room = sum(tensor.nbytes for tensor in tensors.values()), self._cache.room(self._taken + self._pixels())
-        why = f"they take {size:,} bytes, and may take {room:,}"
+        size = sum(tensor.nbytes for tensor in tensors.values())
         try:
+            room = self._cache.room(self._taken + self._pixels())
+            why = f"they take {size:,} bytes, and may take {room:,}"
             if size <= room:
                 sweep(path.parent)
                 write_weights(path, tensors, {})
                 self._taken += size
                 return
-        except CheckpointError as error:
-            why = error.arrived
+        except (CheckpointError, OSError) as error:
+            why = error.arrived if isinstance(error, CheckpointError) else str(error)
         if not self._has_told:
             print(f"features are not kept on the disk: {why}")  # noqa: T201 - the next run will take its time again
         self._has_told = True
 
     def _digest(self) -> str:
         """Give a digest of all that is frozen."""
-        now = (self._backbone.changes, self._backbone.frozen_versions)
+        now = (self._backbone.changes, self._backbone.frozen_bits)
         if self._frozen[0] != now:
             network, moving = self._backbone.network, {id(buffer) for buffer in self._backbone.moving}
             held = {name: p.detach().cpu() for name, p in network.named_parameters() if not p.requires_grad}
