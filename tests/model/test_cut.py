@@ -26,13 +26,13 @@ FAMILIES = {
     "torchvision/squeezenet1_1": (64, ["classifier.0"], ["features.12.squeeze"]),
     "efficientnet_b0": (64, ["classifier"], ["conv_head"]),
     "torchvision/googlenet": (64, ["dropout"], ["inception5b"]),
-    "densenet121": (64, ["classifier"], ["features.denseblock4"]),
-    "torchvision/vgg11": (64, ["classifier.5"], ["classifier.3"]),
     "levit_128s": (None, ["head.bn", "head_dist.bn"], ["stages.2.downsample.attn_downsample"]),
     "deit_tiny_distilled_patch16_224": (None, ["head", "head_dist"], ["blocks.11"]),
     "hrnet_w18_small": (64, ["classifier"], ["final_layer.0"]),
 }
 LARGE = {
+    "densenet121": (64, ["classifier"], ["features.denseblock4"]),
+    "torchvision/vgg11": (64, ["classifier.5"], ["classifier.3"]),
     "vit_tiny_patch16_224": (None, ["head"], ["blocks.11"]),
     "swin_tiny_patch4_window7_224": (None, ["head.fc"], ["layers.3.downsample.norm"]),
     "volo_d1_224": (None, ["head", "aux_head"], ["post_network.1"]),
