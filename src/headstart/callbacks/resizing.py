@@ -52,23 +52,23 @@ class ProgressiveResize(Callback):
 
     def check(self, run: Run) -> None:
         """Refuse a network that cannot take the sizes, and features, which are found at one size."""
-        height, width = run.backbone.preprocessing.image_size
-        whole = min(height, width)
-        comes_as_it_comes = run.params.get("batch_size") is None  # from a loader of the user's own
-        if self.start >= whole and not comes_as_it_comes:
-            raise ConfigError(
-                f"ProgressiveResize({self.start}), for pictures of {height} x {width} pixels",
-                "a start that is smaller than they are",
-                f"For example ProgressiveResize({whole // 2}), or pass the data a larger image_size.",
-            )
         if run.params.get("cache_features", "auto") not in ("auto", 0):
             raise ConfigError(
                 f"ProgressiveResize with cache_features={run.params['cache_features']}",
                 "one of the two: features are found once, at one size",
                 "Leave cache_features out, or the callback.",
             )
-        sides = {self._side(epoch, run.epochs, whole) for epoch in range(run.epochs)}
-        for side in () if comes_as_it_comes else sorted(sides):
+        if run.params.get("batch_size") is None:
+            return  # batches of the user's own loader come as they come
+        height, width = run.backbone.preprocessing.image_size
+        whole = min(height, width)
+        if self.start >= whole:
+            raise ConfigError(
+                f"ProgressiveResize({self.start}), for pictures of {height} x {width} pixels",
+                "a start that is smaller than they are",
+                f"For example ProgressiveResize({whole // 2}), or pass the data a larger image_size.",
+            )
+        for side in sorted({self._side(epoch, run.epochs, whole) for epoch in range(run.epochs)}):
             shape = _shape((height, width), side)
             if (error := objection(run.backbone, shape)) is not None:
                 size = f"{shape[0]} x {shape[1]} pixels"

@@ -139,12 +139,16 @@ class Backbone:
         return any(not stage.trainable for stage in self.stages[:1])
 
     @property
+    def frozen_tensors(self) -> dict[str, Tensor]:
+        """The parameters that do not train, and the buffers that training does not move, by their names."""
+        moving = {id(buffer) for buffer in self.moving}
+        held = {name: p.detach() for name, p in self.network.named_parameters() if not p.requires_grad}
+        return held | {name: buffer for name, buffer in self.network.named_buffers() if id(buffer) not in moving}
+
+    @property
     def frozen_bits(self) -> list[int]:
         """What can tell that something frozen is not what it was: modules, bits of parameters and of buffers."""
-        moving = {id(buffer) for buffer in self.moving}
-        held: list[Tensor] = [p for p in self.network.parameters() if not p.requires_grad]
-        held += [buffer for buffer in self.network.buffers() if id(buffer) not in moving]
-        return [*map(id, self.network.modules()), *(bits_of(tensor.detach()) for tensor in held)]
+        return [*map(id, self.network.modules()), *map(bits_of, self.frozen_tensors.values())]
 
     def freeze_only(self, names: Collection[str]) -> None:
         """Freeze just these parameters; the others train."""

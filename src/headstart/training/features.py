@@ -217,7 +217,7 @@ class FeatureBatches:
         """Have what is kept of a view of all pictures: from the shelf, or by asking the network."""
         entrance, kept, place = self._entrance, None, 0
         words = [*self._words, *([fit, view] if self._draws else [])]
-        path = self._shelf.path([*cut.places], words, self._part, stamps)
+        path = self._shelf.path(cut, words, self._part, stamps)
         for pair in self.in_order.epoch(fit, view):
             entrance.heed()
             try:

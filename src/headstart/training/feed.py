@@ -38,7 +38,6 @@ class Feed:
         device: where the network is.
         precision: the arithmetic of the forward pass.
         seed: of order and augmentation.
-        epochs: how often the pictures come.
         asked: how many views of a training picture are kept as features; 0 keeps none, "auto" what changes no number.
         run: the fit.
 
@@ -54,7 +53,6 @@ class Feed:
         device: torch.device,
         precision: Precision,
         seed: int,
-        epochs: int,
         asked: CacheFeatures,
         run: Run,
     ) -> None:
@@ -62,7 +60,7 @@ class Feed:
         self._prepare = prepare
         self._on_gpu = device.type == "cuda"
         self._seed = seed
-        self._epochs = epochs
+        self._epochs = run.epochs
         self._asked = asked
         on_disk = data.cache if data.cache is not None and data.cache.where == "disk" else None
         height, width = backbone.preprocessing.image_size

@@ -138,7 +138,7 @@ class Session:
         if asked == "auto" and any(map(looks_at_batches, callbacks)):
             asked = 0  # it would find features where pictures are expected
         parts = self.backbone, self.data, self._prepare, self.device, self.precision, self.seed
-        return Feed(*parts, plan.epochs, asked, run)
+        return Feed(*parts, asked, run)
 
     def _go(self, loop: Loop, train: Batches, val: Batches | None, over: Keeping | None) -> None:
         """Train, or let the callbacks remember the end of a fit that is over; leave no trace of batches."""

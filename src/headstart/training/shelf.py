@@ -20,6 +20,7 @@ from headstart.data.sources import FolderSource
 from headstart.data.store import Stamp
 from headstart.errors import CheckpointError
 from headstart.model.backbone import Backbone
+from headstart.model.cut import Cut
 from headstart.model.weights import digest_of
 from headstart.training.checkpoint import read_weights, write_weights
 from headstart.training.fingerprint import of_machine
@@ -49,18 +50,16 @@ class Shelf:
         self._backbone = backbone
         self._device = device
         self._precision = precision
-        self._frozen: tuple[object, str] = (None, "")  # the state of the weights that the digest was taken of
+        self._digested: tuple[Cut | None, str] = (None, "")
         self._pixels = pixels
         self._taken = 0
         self._has_told = False
 
-    def path(
-        self, places: Sequence[str], words: Sequence[object], part: FolderSource, stamps: Sequence[Stamp]
-    ) -> Path | None:
+    def path(self, cut: Cut, words: Sequence[object], part: FolderSource, stamps: Sequence[Stamp]) -> Path | None:
         """Give the file for the features of some pictures, there or not.
 
         Args:
-            places: where in the network they are.
+            cut: where in the network they are.
             words: all that says how the pictures were prepared, in plain values.
             part: the pictures.
             stamps: of their files as they are.
@@ -70,9 +69,9 @@ class Shelf:
         facts = {
             **of_machine(self._device),
             "network": type(self._backbone.network).__name__,
-            "frozen": self._digest(),
+            "frozen": self._digest(cut),
             "precision": self._precision.name,
-            "places": [*places],
+            "places": [*cut.places],
             "words": [*words],
             "pictures": [*zip(map(str, map(Path.absolute, part.paths)), part.labels, stamps, strict=True)],
         }
@@ -110,12 +109,9 @@ class Shelf:
             print(f"features are not kept on the disk: {why}")  # noqa: T201 - the next run will take its time again
         self._has_told = True
 
-    def _digest(self) -> str:
-        """Give a digest of all that is frozen."""
-        now = (self._backbone.changes, self._backbone.frozen_bits)
-        if self._frozen[0] != now:
-            network, moving = self._backbone.network, {id(buffer) for buffer in self._backbone.moving}
-            held = {name: p.detach().cpu() for name, p in network.named_parameters() if not p.requires_grad}
-            held |= {name: b.cpu() for name, b in network.named_buffers() if id(b) not in moving}
-            self._frozen = now, digest_of(held, "")
-        return self._frozen[1]
+    def _digest(self, cut: Cut) -> str:
+        """Give a digest of all that is frozen; where something else is, there is another way in."""
+        if self._digested[0] is not cut:
+            held = {name: tensor.cpu() for name, tensor in self._backbone.frozen_tensors.items()}
+            self._digested = cut, digest_of(held, "")
+        return self._digested[1]
