@@ -27,8 +27,10 @@ VAL = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), tr
 
 def open_network(name: str, weights: Path, classes: int) -> Any:
     """Open a torchvision network with its weights and a new last layer."""
-    network = models.get_model(name, weights=None)
-    network.load_state_dict(torch.load(weights, weights_only=True))
+    state = torch.load(weights, weights_only=True)
+    known = next(reversed(state.values())).shape[0]
+    network = models.get_model(name, weights=None, num_classes=known)
+    network.load_state_dict(state)
     if isinstance(network, models.SqueezeNet):
         network.classifier[1] = nn.Conv2d(512, classes, kernel_size=1)
     elif isinstance(network, models.ResNet):

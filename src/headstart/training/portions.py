@@ -8,7 +8,7 @@ Setup", 2021). So the loss may be any, also one that is no mean over pictures. T
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import torch
@@ -81,9 +81,8 @@ class Portions:
                 return outputs.requires_grad_(trains)
             _put_back(buffers)
 
-    @contextmanager
-    def adding(self, pictures: int, *, to_none: bool = False) -> Iterator[None]:
-        """Let gradients of so many pictures be added inside; if memory runs out, it is noted for `left`.
+    def adding(self, pictures: int, *, to_none: bool = False) -> AbstractContextManager[None]:
+        """Give a context in which gradients of so many pictures are added; if memory runs out, it is noted for `left`.
 
         Args:
             pictures: how many.
@@ -95,8 +94,7 @@ class Portions:
         self._run.outputs.grad = None  # a callback may have asked for it
         noted = self._may_split and not to_none
         self._held = [(p, p.grad, _version(p.grad)) for p in self._trained()] if noted else None
-        with self._trying(pictures):
-            yield
+        return self._trying(pictures)
 
     def left(self) -> Iterator[tuple[Tensor, Tensor, list[nn.Parameter]]]:
         """Give what has not gone backward yet: pictures, the loss's gradient at their outputs, and its destinations.
@@ -206,8 +204,9 @@ class Portions:
 
     def _cut(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """Cut a batch into as few portions as fit, all of one size or one less."""
-        most = self._most.get(torch.is_grad_enabled(), tensor.shape[0])
-        return tensor.tensor_split(-(-tensor.shape[0] // most))
+        pictures = tensor.shape[0]
+        most = self._most.get(torch.is_grad_enabled(), pictures)
+        return (tensor,) if pictures <= most else tensor.tensor_split(-(-pictures // most))
 
     def _copied_buffers(self) -> list[tuple[Tensor, Tensor]]:
         """Give what a forward pass in training changes, each with a copy."""
