@@ -1,6 +1,7 @@
 """A cache is a memo: with it and without it the same numbers come out, whatever happens to it or to the pictures."""
 
 import contextlib
+import errno
 import io
 import multiprocessing
 import os
@@ -250,6 +251,47 @@ def test_a_file_that_is_cut_short_while_it_is_used_is_not_served(folder: Path, t
     assert same(epochs(data), epochs(shapes(folder, None)))
 
 
+def test_a_file_that_is_cut_short_after_it_was_read_is_not_served_and_not_filled_up(
+    folder: Path, tmp_path: Path
+) -> None:
+    cache = Cache("disk", tmp_path / "kept")
+    data, plain = filled(folder, cache), shapes(folder, None)
+    assert same(epochs(data), epochs(plain))
+    lengths = [path.stat().st_size // 3 for path in stored(cache.place)]
+    for path, length in zip(stored(cache.place), lengths, strict=True):
+        os.truncate(path, length)
+    assert same(epochs(data, 3), epochs(plain, 3))
+    assert [path.stat().st_size for path in stored(cache.place)] == lengths
+
+
+def test_nothing_is_mended_in_a_file_that_has_taken_the_place_of_another(folder: Path, tmp_path: Path) -> None:
+    cache = Cache("disk", tmp_path / "kept")
+    data = filled(folder, cache)
+    for path in stored(cache.place):
+        content = path.read_bytes()
+        with path.open("r+b") as file:
+            file.write(b"damaged")
+        (other := tmp_path / "other").write_bytes(content[:9] + bytes(len(content) - 9))
+        other.replace(path)
+    before = [path.read_bytes() for path in stored(cache.place)]
+    assert same(epochs(data), epochs(shapes(folder, None)))
+    assert [path.read_bytes() for path in stored(cache.place)] == before
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_disk_that_cannot_be_read_is_done_without(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_error: str
+) -> None:
+    def fail(*given: Any) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    cache = Cache("disk", tmp_path / "kept")
+    data = filled(folder, cache, on_error=on_error)
+    monkeypatch.setattr("headstart.data.store._read_at", fail)
+    assert same(epochs(data), epochs(shapes(folder, None)))
+    assert same(epochs(filled(folder, cache, on_error=on_error)), epochs(shapes(folder, None)))
+
+
 def test_no_flipped_bit_is_served_and_each_is_mended(folder: Path, tmp_path: Path) -> None:
     cache = Cache("disk", tmp_path / "kept")
     filled(folder, cache, augment=None)
@@ -302,8 +344,8 @@ def test_a_folder_that_refuses_is_told_and_done_without(
     data = filled(folder, Cache("disk", refusing))
     assert same(epochs(data), epochs(shapes(folder, None)))
     told = capsys.readouterr().out.splitlines()
-    assert len(told) == 2
-    assert all("pictures are decoded in every epoch" in line for line in told)
+    assert len(told) == 1
+    assert told[0].endswith(": pictures are decoded in every epoch")
     assert not [*refusing.glob("*")] if refusing.is_dir() else True
 
 
@@ -319,21 +361,28 @@ def test_a_budget_that_does_not_hold_all_is_told_and_done_without(
 
 
 def test_a_budget_is_kept_where_some_are_larger_than_they_seemed(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], decoded: list[Path]
 ) -> None:
     data = shapes(folder, None)
     memo = Memo(scan_classes(folder / "train"), data.train_view, Cache("ram", budget=40_000))
     memo._expected_bytes = lambda: 1  # type: ignore[method-assign]
     assert memo.fill() is None
     assert memo.size == 0
-    assert "decoded in every epoch" in capsys.readouterr().out
+    assert "the pixels of 10 pictures take more than 0 MB: pictures are decoded" in capsys.readouterr().out
+    decoded.clear()
+    assert memo.fill() is None
+    assert not decoded
+    changed = folder / "train" / "circle" / "00.jpg"
+    os.utime(changed, (1, 1))
+    assert memo.fill() is None
+    assert changed in decoded
 
 
 def test_that_there_is_no_room_is_told_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = shapes(folder, Cache("ram", budget=10_000))
     for _ in range(3):
         data.prepare()
-    assert capsys.readouterr().out.count("decoded in every epoch") == 2  # for train and for val
+    assert capsys.readouterr().out.count("decoded in every epoch") == 1
 
 
 def test_a_budget_is_for_all_parts_together(folder: Path) -> None:
@@ -438,6 +487,23 @@ def test_what_nobody_has_used_for_a_month_is_removed(folder: Path, tmp_path: Pat
     assert own.exists()
     assert not left.exists()
     assert not unused.exists()
+
+
+def test_those_used_last_stay_in_a_budget(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "kept"
+    filled(folder, Cache("disk", place))
+    sizes = {path: path.stat().st_size for path in stored(place)}
+    for age, path in enumerate(sizes, start=1):
+        os.utime(path, (time.time() - 60 * age,) * 2)
+    writing = place / f".{'0' * 32}.pixels.12ab"
+    writing.write_bytes(bytes(1000))
+    used, unused = sizes
+    data = shapes(folder, Cache("disk", place, budget=sum(sizes.values()) + 1000), image_size=40)
+    data.prepare({"val"})
+    assert used.exists()
+    assert not unused.exists()
+    assert writing.exists()
+    assert len(stored(place)) == 2
 
 
 # In memory

@@ -132,7 +132,8 @@ class Memo:
         self.view = view
         self.cache = cache
         self.store: Store | None = None
-        self._has_told = False
+        self.has_told = False
+        self._failed: Sequence[Stamp] | None = None  # the files that were decoded for nothing
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -183,7 +184,7 @@ class Memo:
         stamps = [stamp(path) for path in self.source.paths]
         if self.store is None or not self.store.knows(stamps):
             self.store = None  # first, to have its room
-            self.store = self._kept(stamps, taken)
+            self.store = self._kept(stamps, taken) if stamps != self._failed else None
         if self.store is None:
             return None
         missing = [number for number, now in enumerate(stamps) if not self.store.holds(number, now)]
@@ -191,19 +192,6 @@ class Memo:
 
     def _kept(self, stamps: Sequence[Stamp], taken: int) -> Store | None:
         """Find the pixels, or make and keep them; or say why not, and give None."""
-        try:
-            return self._kept_or_not(stamps, taken)
-        except OSError as error:  # a folder that one may not look into
-            self._tell(f"the cache's folder cannot be used: {error}")
-            return None
-
-    def _tell(self, why: str, todo: str = "") -> None:
-        """Say once why nothing is kept."""
-        if not self._has_told:
-            print(f"{why}: pictures are decoded in every epoch{todo}")  # noqa: T201 - it must not fail unseen
-        self._has_told = True
-
-    def _kept_or_not(self, stamps: Sequence[Stamp], taken: int) -> Store | None:
         key = self._key()
         path = self.cache.place / f"{key.hex()[:32]}.pixels" if self.cache.where == "disk" else None
         found = open_store(path, key)
@@ -211,21 +199,33 @@ class Memo:
             with contextlib.suppress(OSError):  # it may be somebody else's
                 os.utime(path)
             return found
-        expected, room = self._expected_bytes(), self.cache.room(taken)
+        expected = self._expected_bytes()
+        try:
+            room = self.cache.room(taken)
+            if path is not None and expected <= room:
+                sweep(path.parent, None if self.cache.budget is None else self.cache.budget - expected)
+        except OSError as error:  # a folder that one may not look into
+            self._tell(f"the cache's folder cannot be used: {error}")
+            return None
         why = f"the pixels of {len(self)} pictures, about {expected / 1e6:,.0f} MB, may take {room / 1e6:,.0f} MB"
         try:
             if expected <= room and path is None:
                 return keep_in_memory(self._pictures(stamps, None), room)
             if expected <= room and path is not None:
-                sweep(path.parent)
                 write_atomically(path, lambda file: write_store(file, self._pictures(stamps, found), room, key))
                 return open_store(path, key)
         except CheckpointError as error:
-            why = error.arrived
+            why, self._failed = error.arrived, stamps
         except OutOfRoomError:
-            pass  # some are larger than they seemed
+            why, self._failed = f"the pixels of {len(self)} pictures take more than {room / 1e6:,.0f} MB", stamps
         self._tell(why, "" if path is not None else "; cache='disk' keeps them there")
         return None
+
+    def _tell(self, why: str, todo: str = "") -> None:
+        """Say once why nothing is kept."""
+        if not self.has_told:
+            print(f"{why}: pictures are decoded in every epoch{todo}")  # noqa: T201 - it must not fail unseen
+        self.has_told = True
 
     def _pictures(self, stamps: Sequence[Stamp], old: Store | None) -> Iterator[tuple[Tensor | None, Stamp]]:
         """Give all pictures in their order, decoded side by side, or taken from where they were kept before."""
@@ -297,6 +297,8 @@ class Memos:
         if name not in self._memos or self._memos[name].view.frame != view.frame:
             self._memos.pop(name, None)  # first, to have its room
             self._memos[name] = Memo(part, view, cache)
+        if any(memo.has_told for memo in self._memos.values()):
+            self._memos[name].has_told = True  # one line is enough
         return self._memos[name].fill(self.size - self._memos[name].size)
 
     def remembered(self, name: str, part: Source, view: View) -> tuple[Source, View]:
@@ -313,9 +315,26 @@ class Memos:
         return len(self._memos)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what nobody has used for long, and what a process that was killed has left."""
-    for file in files_in(folder, _OURS):
-        with contextlib.suppress(OSError):
-            if time.time() - file.stat().st_mtime > _UNUSED_SECONDS:
+def sweep(folder: Path, most: int | None = None) -> None:
+    """Remove what nobody has used for long, what a process that was killed has left, and what is too much.
+
+    Args:
+        folder: of a cache.
+        most: bytes that may stay; those used last stay first. None is any number.
+    """
+    left = most
+    for used, size, file in sorted(map(_about, files_in(folder, _OURS)), reverse=True):
+        left = None if left is None else left - size
+        is_too_much = left is not None and left < 0 and not file.name.startswith(".")  # those are being written
+        if is_too_much or time.time() - used > _UNUSED_SECONDS:
+            with contextlib.suppress(OSError):  # another process was faster
                 file.unlink()
+
+
+def _about(file: Path) -> tuple[float, int, Path]:
+    """Tell when a file was last used and how large it is."""
+    try:
+        about = file.stat()
+    except OSError:
+        return 0.0, 0, file
+    return about.st_mtime, about.st_size, file

@@ -47,7 +47,11 @@ class _Bytes(Protocol):
         ...
 
     def read(self, place: int, length: int) -> Tensor | None:
-        """Give bytes, uint8 `[length]`, or None when they are not there."""
+        """Give bytes, uint8 `[length]`, or None when they cannot be had."""
+        ...
+
+    def mend(self, place: int, pixels: Tensor) -> None:
+        """Write bytes once more that were found damaged, if that can be done."""
         ...
 
 
@@ -70,6 +74,9 @@ class _InMemory:
         block, start = divmod(place, _BLOCK)
         return self._blocks[block][start : start + length]
 
+    def mend(self, place: int, pixels: Tensor) -> None:
+        """Leave them: nobody damages memory."""
+
 
 class _InFile:
     """Bytes in a file, read and not mapped: who looks at a map of a file that was cut short is ended by the system."""
@@ -84,7 +91,18 @@ class _InFile:
 
     def read(self, place: int, length: int) -> Tensor | None:
         pixels = torch.empty(length, dtype=torch.uint8)
-        return pixels if _read_at(self.file, _bytes(pixels), place) == length else None
+        try:
+            return pixels if _read_at(self.file, _bytes(pixels), place) == length else None
+        except OSError:  # the disk is broken, or the file was removed by another machine
+            return None
+
+    def mend(self, place: int, pixels: Tensor) -> None:
+        with contextlib.suppress(OSError), Path(self.file.name).open("r+b") as file:  # else it stays damaged
+            about = os.fstat(file.fileno())
+            # Behind the end of one that was cut short zeros would come to lie; and there may be another one by now.
+            if os.path.samestat(about, os.fstat(self.file.fileno())) and about.st_size >= place + pixels.numel():
+                file.seek(place)
+                file.write(_bytes(pixels))
 
 
 class Store:
@@ -142,9 +160,7 @@ class Store:
         flat = _flat(pixels)
         place, _, _, crc = self._index[number, :_SIZE].tolist()
         if self.path is not None and self.holds(number, stamp) and zlib.crc32(_bytes(flat)) == crc:
-            with contextlib.suppress(OSError), self.path.open("r+b") as file:  # it stays damaged, and is not used
-                file.seek(place)
-                file.write(_bytes(flat))
+            self._kept.mend(place, flat)
 
 
 def stamp(path: Path) -> Stamp:
@@ -188,25 +204,35 @@ def write_store(path: Path, pictures: Iterable[tuple[Tensor | None, Stamp]], mos
 
 def open_store(path: Path | None, key: bytes) -> Store | None:
     """Open a file that `write_store` wrote with the same key; None where there is none that is whole."""
-    try:
-        file = None if path is None else path.open("rb", buffering=0)
-    except OSError:
-        file = None
-    if file is None:
+    if path is None:
         return None
-    size = file.seek(0, os.SEEK_END)
-    footer, rows = bytearray(_FOOTER.size), bytearray()
-    if size >= _FOOTER.size and _read_at(file, memoryview(footer), size - _FOOTER.size) == _FOOTER.size:
-        mark, count, crc, found = _FOOTER.unpack(footer)
-        begin = size - _FOOTER.size - count * 6 * 8
-        if mark == _MARK and found == key and begin >= 0:
-            rows = bytearray(count * 6 * 8)
-            if _read_at(file, memoryview(rows), begin) == len(rows) and zlib.crc32(rows) == crc:
-                kept = _InFile(file)
-                weakref.finalize(kept, file.close)
-                return Store(kept, np.frombuffer(rows, np.int64).reshape(-1, 6), path, key)
-    file.close()
-    return None
+    try:
+        file = path.open("rb", buffering=0)
+    except OSError:
+        return None
+    try:
+        index = _read_index(file, key)
+    except OSError:
+        index = None
+    if index is None:
+        file.close()
+        return None
+    kept = _InFile(file)
+    weakref.finalize(kept, file.close)
+    return Store(kept, index, path, key)
+
+
+def _read_index(file: BinaryIO, key: bytes) -> Index | None:
+    """Read the rows of a file's index, if the file is whole and has this key."""
+    begin = file.seek(0, os.SEEK_END) - _FOOTER.size
+    footer = bytearray(_FOOTER.size)
+    if begin < 0 or _read_at(file, memoryview(footer), begin) != len(footer):
+        return None
+    mark, count, crc, found = _FOOTER.unpack(footer)
+    rows = bytearray(count * 6 * 8) if mark == _MARK and found == key and count * 6 * 8 <= begin else None
+    if rows is None or _read_at(file, memoryview(rows), begin - len(rows)) != len(rows) or zlib.crc32(rows) != crc:
+        return None
+    return np.frombuffer(rows, np.int64).reshape(-1, 6)
 
 
 def _append_all(kept: _Bytes, pictures: Iterable[tuple[Tensor | None, Stamp]], most: int) -> Index:
