@@ -68,6 +68,18 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def standing(device: torch.device) -> int:
+    """Give a number that changes when somebody draws: from torch on the CPU or on `device`, from random or numpy."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    elif device.type == "mps":
+        states.append(torch.mps.get_rng_state())
+    _, keys, place, *gauss = np.random.get_state()
+    drawn = [state.numpy().tobytes() for state in states]
+    return hash((*drawn, random.getstate(), np.asarray(keys).tobytes(), place, *gauss))
+
+
 @contextlib.contextmanager
 def preserved() -> Iterator[None]:
     """Give the user's generators (torch on the CPU, random, numpy) back as they were, whatever is seeded inside."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -139,6 +140,16 @@ def frozen(network: nn.Module) -> Backbone:
     return backbone
 
 
+def seldom(body: Any, maps: Tensor) -> Tensor:
+    return maps * 2 if body.training and torch.rand(()) < 0 else maps
+
+
+def counting(body: Any, maps: Tensor) -> Tensor:
+    if body.training:
+        body.calls.add_(1)
+    return maps + body.calls
+
+
 def either_way(body: Any, maps: Tensor) -> Tensor:
     return body.stage(maps[:, :8]) if random.random() < 0.5 else maps  # noqa: S311
 
@@ -147,18 +158,47 @@ def either_way(body: Any, maps: Tensor) -> Tensor:
     ("between", "reason"),
     [
         (lambda body, maps: functional.dropout(maps, 0.5, body.training), "draws random numbers outside of modules"),
+        (seldom, "draws random numbers outside of modules"),
+        (lambda body, maps: maps * random.choice([1]), "draws random numbers outside of modules"),  # noqa: S311
+        (lambda body, maps: maps + 0 * np.random.random(), "draws random numbers outside of modules"),
         (either_way, "another way each time"),
+        (lambda body, maps: maps - maps.mean(0), "more of what comes before"),
+        (lambda body, maps: functional.batch_norm(maps, None, None, training=True), "more of what comes before"),
+        (counting, "more of what comes before"),
         (lambda body, maps: maps + body.stem.weight.sum(), None),
         (lambda body, maps: maps.flatten(2).unsqueeze(3), None),
     ],
 )
 def test_what_a_forward_does_in_between_is_seen(between: Any, reason: str | None) -> None:
-    backbone = frozen(Body(between))
+    network = Body(between)
+    network.register_buffer("calls", torch.zeros(()))
+    backbone = frozen(network)
     if reason is None:
         assert list(entrance(backbone).places) == ["fc"]
     else:
         with pytest.raises(NoCutError, match=reason):
             entrance(backbone)
+
+
+def test_a_module_that_draws_seldom_is_one_that_draws() -> None:
+    class Seldom(nn.Module):
+        def forward(self, maps: Tensor) -> Tensor:
+            return seldom(self, maps)
+
+    network = Body()
+    network.stage.append(Seldom())
+    assert list(entrance(frozen(network)).places) == ["stage.3"]
+
+
+def test_buffers_that_stay_as_they_are_are_known() -> None:
+    network = Body(lambda body, maps: maps * body.factor)
+    network.register_buffer("factor", torch.ones(()))
+    network.head = nn.Sequential(nn.Identity(), nn.BatchNorm1d(8), network.fc)
+    network.fc = network.head
+    backbone = own(network)
+    backbone.train_from(len(backbone.stages))
+    backbone.train()
+    assert [buffer is network.factor for buffer in entrance(backbone).still] == [True]
 
 
 def test_what_is_needed_again_later_on_is_seen() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from headstart import Cache, Callback, ConfigError, Head, ImageData, Learner, ModelCheckpoint, Order
+from headstart.data.sources import FolderSource
 from headstart.model.cut import find_cut
 from headstart.training import features as module
 
@@ -388,6 +389,65 @@ def test_where_there_is_no_room_at_all_pictures_are_used(
     assert len(told) == 2  # for train and for val
 
 
+def test_where_there_is_room_for_some_views_these_are_used(
+    shapes_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = learner(data(shapes_folder))
+    monkeypatch.setattr(module, "_in_file", lambda count, found: None)
+    monkeypatch.setattr("headstart.data.cache.Cache.room", lambda self, taken=0: (2 * 72 + 27) * 16 * 7 * 7 * 4 - taken)
+    monkeypatch.setattr("headstart.data.cache.Memo._expected_bytes", lambda self: 10**9)
+    capsys.readouterr()
+    fitted(made, 8, cache_features=4)
+    assert "no more room for 0 MB: 72 pictures go through the frozen stages in some epochs" in capsys.readouterr().out
+    assert Counting.pictures < 27 + 2 * 72 + 2 * 2 * 72 + 60, "all views have been given up"
+
+
+def test_val_pictures_stay_decoded_for_epochs_in_which_more_trains(
+    shapes_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unfreezing(Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any) -> None:
+            if epoch == 2:
+                opened.clear()
+                self.learner.unfreeze()
+
+    opened: list[Path] = []
+    sample = FolderSource.sample
+    monkeypatch.setattr(
+        FolderSource, "sample", lambda self, place, side=None: opened.append(place) or sample(self, place, side)
+    )
+    fitted(learner(data(shapes_folder)), 4, callbacks=Unfreezing())
+    assert not opened
+
+
+def test_a_pipeline_that_is_not_used_is_not_compared(shapes_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = learner(data(shapes_folder, augment=lambda picture: picture.resize((20, 20))))
+    fitted(made, 2, cache_features=1)
+    assert "your pipeline" not in capsys.readouterr().out
+
+
+def test_a_buffer_that_is_changed_by_hand_is_seen(shapes_folder: Path) -> None:
+    class Scaled(Counted):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("factor", torch.ones(()))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images * self.factor)
+
+    class Scaling(Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any) -> None:
+            self.learner.model.factor.fill_(1.0 + epoch // 2)
+
+    def scaled(**options: Any) -> dict[str, list[float]]:
+        torch.manual_seed(0)
+        made = Learner(Scaled(), data(shapes_folder, augment=None))
+        made.freeze()
+        return fitted(made, 4, callbacks=Scaling(), **options)
+
+    assert close(scaled(cache_features=False), scaled())
+
+
 def test_pictures_that_are_passed_over_are_no_trouble(shapes_folder: Path, tmp_path: Path) -> None:
     for path in sorted(shapes_folder.rglob("*.jpg")):
         target = tmp_path / "pictures" / path.relative_to(shapes_folder)
@@ -416,7 +476,11 @@ def test_a_batch_that_memory_does_not_hold_goes_through_in_portions(
     assert close(fitted(live, cache_features=False), fitted(known, cache_features=1))
 
 
-def test_small_steps_are_taken_in_one_thread(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("small", "threads"), [(module._SMALL, 1), (50, 2)])
+def test_small_steps_are_taken_in_one_thread(
+    shapes_folder: Path, monkeypatch: pytest.MonkeyPatch, small: int, threads: int
+) -> None:
+    monkeypatch.setattr(module, "_SMALL", small)
     seen: list[int] = []
 
     class Threads(Callback):
@@ -427,7 +491,7 @@ def test_small_steps_are_taken_in_one_thread(shapes_folder: Path, monkeypatch: p
     torch.set_num_threads(2)
     try:
         fitted(learner(data(shapes_folder)), 1, cache_features=1, callbacks=[Threads()])
-        assert set(seen) == {1}
+        assert set(seen) == {threads}
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

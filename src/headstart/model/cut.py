@@ -2,9 +2,10 @@
 
 It works on any `forward` without reading it. One batch is watched on its way through the network, twice, with other
 random numbers: the first module that trains, draws, or looks at its batch as a whole is where the beginning has ended.
-From then on the modules before it are replaced, while the network is called, by stand-ins that give empty tensors of
-the right shape, and what is given to the module at the cut is the tensor that is known. Whether that is right is tried
-on real pictures, and believed only when the logits have the same bits.
+Who has drawn is told by the states of the generators, since what came of it may be the same by chance. From then on the
+modules before it are replaced, while the network is called, by stand-ins that give empty tensors of the right shape,
+and what is given to the module at the cut is the tensor that is known. Whether that is right is tried on real pictures,
+and believed only when the logits have the same bits.
 """
 
 import weakref
@@ -18,9 +19,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from headstart.model.backbone import Backbone, bits_of, has_hooks
+from headstart.randomness import standing
 
 Arithmetic = Callable[[], AbstractContextManager[object]]
 """Makes the context in which a network is asked, such as autocast."""
+
+
+_ROUNDING = 0.05
+"""Share of the largest feature by which the others may differ where pictures come together: bf16 has eight bits."""
 
 
 class NoCutError(Exception):
@@ -48,7 +54,9 @@ class _Call:
     parents: list["_Call"]
     given: list[_Trace]
     is_plain: bool  # given one tensor, and nothing by name
+    begun: int  # where the generators stood
     is_leaf: bool = True
+    ended: int = 0
     result: Any = None  # as shapes
     answer: list[_Trace] = field(default_factory=list)
     is_last: bool = False  # gives what the network gives
@@ -70,6 +78,7 @@ class Cut:
         after: the modules at all places but the last one, likewise.
         is_last: whether what the module at the only place gives is what the network gives.
         images: the shape of those for which the shapes of `before` were noted.
+        still: the buffers that going through the network in training leaves as they are.
         evaluates: whether it may be gone through in evaluation, too, where a network may do something else.
     """
 
@@ -80,6 +89,7 @@ class Cut:
     after: Sequence[tuple[nn.Module, list[Any]]]
     is_last: bool
     images: torch.Size
+    still: Sequence[Tensor] = ()
     evaluates: bool = False
 
     def features(self, images: Tensor) -> Tensor:
@@ -138,14 +148,16 @@ def find_cut(backbone: Backbone, batches: Sequence[Tensor], arithmetic: Arithmet
         raise NoCutError("it is compiled")
     if has_hooks(network):
         raise NoCutError("some modules have hooks")
-    watched = []
+    watched, still = [], list(backbone.moving)
     for number in range(2):
-        with _undisturbed(backbone), arithmetic():
+        with _undisturbed(backbone) as copies, arithmetic():
             seed(number)
             try:
                 watched.append(_watched(network, batches[0]))
             except Exception as error:  # a few pictures may not do where a batch does
                 raise NoCutError(f"{len(batches[0])} pictures alone end in {type(error).__name__}: {error}") from error
+            moved = _moved(copies)
+        still = [buffer for buffer in still if id(buffer) not in moved]
     live = _first_live(backbone, *watched)
     others = _other_heads(watched[0], watched[1], live)
     chain = [live, *reversed(live.parents[1:])]
@@ -153,9 +165,10 @@ def find_cut(backbone: Backbone, batches: Sequence[Tensor], arithmetic: Arithmet
     together = [[call, *(other for other in others if call not in other.parents)] for call in chain]
     for calls in [*alone, *together] if others else alone:
         cut = _cut_at(network, watched[0], calls, batches[0].shape)
-        if cut is not None and all(_holds(backbone, cut, images, arithmetic, seed) for images in batches):
+        if cut is not None and _is_true(backbone, cut, batches, arithmetic, seed):
             with backbone.evaluating():
-                return replace(cut, evaluates=_holds(backbone, cut, batches[-1], arithmetic, seed))
+                last = batches[-1:]
+                return replace(cut, still=still, evaluates=_is_true(backbone, cut, last, arithmetic, seed))
     raise NoCutError("what it trains needs more of what comes before than can be handed in")
 
 
@@ -170,7 +183,8 @@ def _watched(network: nn.Module, images: Tensor) -> list[_Call]:
             going_on[-1].is_leaf = False
         is_plain = len(_tensors(arguments)) == 1 and isinstance(arguments[0], Tensor) and not named
         has_parts = next(module.children(), None) is not None  # what these are given is looked at
-        calls.append(_Call(module, [*going_on], _traces((arguments, named), with_bits=not has_parts), is_plain))
+        given = _traces((arguments, named), with_bits=not has_parts)
+        calls.append(_Call(module, [*going_on], given, is_plain, standing(images.device)))
         going_on.append(calls[-1])
 
     def end(module: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:  # noqa: ARG001 - as torch calls it
@@ -178,6 +192,7 @@ def _watched(network: nn.Module, images: Tensor) -> list[_Call]:
         call.result = tree_map(_shape, result)
         if call.is_leaf:
             call.answer = _traces(result)
+            call.ended = standing(images.device)
         if isinstance(result, Tensor):
             results.append((call, weakref.ref(result)))
 
@@ -198,10 +213,11 @@ def _first_live(backbone: Backbone, first: Sequence[_Call], second: Sequence[_Ca
     for one, other in zip(first, second, strict=True):
         if not one.is_leaf:
             continue
-        if not _alike(one.given, other.given):
+        if one.begun != first[0].begun or not _alike(one.given, other.given):
             raise NoCutError("its frozen part draws random numbers outside of modules")
         trains = any(parameter.requires_grad for parameter in one.module.parameters())
-        if trains or backbone.mixes(one.module) or not _alike(one.answer, other.answer):
+        draws = one.ended != one.begun or not _alike(one.answer, other.answer)
+        if trains or draws or backbone.mixes(one.module):
             return one
     raise NoCutError("nothing of it trains")
 
@@ -235,11 +251,45 @@ def _cut_at(network: nn.Module, calls: Sequence[_Call], at: Sequence[_Call], ima
     return Cut(network, places, shapes, [*before.items()], after, len(at) == 1 and at[0].is_last, images)
 
 
-def _holds(backbone: Backbone, cut: Cut, images: Tensor, arithmetic: Arithmetic, seed: Callable[[int], None]) -> bool:
+def _is_true(
+    backbone: Backbone, cut: Cut, batches: Sequence[Tensor], arithmetic: Arithmetic, seed: Callable[[int], None]
+) -> bool:
+    """Say whether what arrives at a cut is a matter of each picture alone, and all that the rest needs to know."""
+    found = [_features(backbone, cut, images, arithmetic) for images in batches]
+    if any(features is None for features in found):
+        return False
+    known = [features for features in found if features is not None]
+    if len(batches) > 1:
+        together = _features(backbone, cut, torch.cat([*batches]), arithmetic)
+        if together is None or _differ(together, torch.cat(known)):
+            return False
+    pairs = zip(batches, known, strict=True)
+    return all(_holds(backbone, cut, images, features, arithmetic, seed) for images, features in pairs)
+
+
+def _features(backbone: Backbone, cut: Cut, images: Tensor, arithmetic: Arithmetic) -> Tensor | None:
+    """Give what arrives at a cut; None where that moves a buffer, for then it is another one each time."""
+    with _undisturbed(backbone) as copies, arithmetic():
+        features = cut.features(images)
+        return None if _moved(copies) else features
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    """Say whether features are others than by rounding, which may be coarse."""
+    one, other = one.float(), other.float()
+    return bool((one - other).abs().amax() > _ROUNDING * other.abs().amax())
+
+
+def _holds(
+    backbone: Backbone,
+    cut: Cut,
+    images: Tensor,
+    features: Tensor,
+    arithmetic: Arithmetic,
+    seed: Callable[[int], None],
+) -> bool:
     """Say whether a network says the same of pictures and of their features, to the last bit."""
     answers: list[Any] = []
-    with _undisturbed(backbone), arithmetic():
-        features = cut.features(images)
     with _awake(backbone.network):
         for ask, given in ((cut.network, images), (cut, features)):
             with _undisturbed(backbone), arithmetic(), torch.no_grad():
@@ -271,14 +321,19 @@ def _awake(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _undisturbed(backbone: Backbone) -> Iterator[None]:
-    """Put back the buffers that a forward pass in training moves."""
+def _undisturbed(backbone: Backbone) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Give the buffers that a forward pass in training may move, each with a copy, and put them back afterwards."""
     buffers = [(buffer, buffer.clone()) for buffer in backbone.moving]
     try:
-        yield
+        yield buffers
     finally:
         for buffer, copy in buffers:
             buffer.copy_(copy)
+
+
+def _moved(buffers: Sequence[tuple[Tensor, Tensor]]) -> set[int]:
+    """Give the ids of the buffers that are no longer as their copies are."""
+    return {id(buffer) for buffer, copy in buffers if bits_of(buffer) != bits_of(copy)}
 
 
 def _giving(features: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:

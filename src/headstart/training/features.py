@@ -20,11 +20,16 @@ from headstart.data.loading import Batches, Pair, SourceBatches
 from headstart.data.sources import FolderSource
 from headstart.data.store import Stamp, stamp
 from headstart.files import free_space
-from headstart.model.backbone import Backbone, has_hooks
+from headstart.model.backbone import Backbone, bits_of, has_hooks
 from headstart.model.cut import Arithmetic, Cut, NoCutError, find_cut
 from headstart.training.batch import Batch, Preparer
 from headstart.training.portions import is_out_of_memory
 from headstart.training.shelf import Shelf
+
+_SMALL = 1_000_000
+"""Numbers of a head, up to which several threads would wait for each other longer than they work."""
+
+_SHARE_OF_DISK = 0.9
 
 CacheFeatures = int | Literal["auto"]
 """What `fit(cache_features=...)` takes: False is 0."""
@@ -59,27 +64,32 @@ class Entrance:
     room: Callable[[int], int]
     most_bytes: int | None = None
     most_numbers: int | None = None
-    _frozen: tuple[int, list[int], bool] | None = field(default=None, init=False)
+    _seen: tuple[int, list[int], bool] | None = field(default=None, init=False)
     _cut: Cut | None = field(default=None, init=False)
     kept: "weakref.WeakSet[_Kept]" = field(default_factory=weakref.WeakSet, init=False)  # by all who enter here
 
     @property
     def has_moved(self) -> bool:
         """Whether something else is frozen than when it was last looked at."""
-        return self._frozen is None or self._frozen[0] != self.backbone.changes
+        return self._seen is None or self._seen[0] != self.backbone.changes
 
     @property
-    def is_at_head(self) -> bool:
-        """Whether all that comes before the head is frozen."""
-        return not any(stage.trainable for stage in self.backbone.stages)
+    def is_small_behind(self) -> bool:
+        """Whether nothing but a small head trains."""
+        stages = any(stage.trainable for stage in self.backbone.stages)
+        return not stages and sum(parameter.numel() for parameter in self.backbone.head) <= _SMALL
 
     def find(self) -> Cut | None:
         """Give the way in, or None; look for it anew when something else is frozen, or has changed though frozen."""
-        frozen = (self.backbone.changes, self.backbone.frozen_bits, has_hooks(self.backbone.network))
-        if frozen != self._frozen:
+        if self._state() != self._seen:
             self._cut = self._look() if self.backbone.is_frozen_at_first else None
-            self._frozen = frozen
+            self._seen = self._state()
         return self._cut
+
+    def _state(self) -> tuple[int, list[int], bool]:
+        """Give what is another one once something that is frozen, or stays as it is, has changed."""
+        still = [] if self._cut is None else [bits_of(buffer) for buffer in self._cut.still]
+        return self.backbone.changes, self.backbone.frozen_bits + still, has_hooks(self.backbone.network)
 
     def _look(self) -> Cut | None:
         try:
@@ -168,8 +178,8 @@ class FeatureBatches:
         self._part = part
         self._entrance = entrance
         self._cut: Cut | None = None
-        self._without: Cut | None = None  # the way in that there was no room for
         self._kept: dict[int, _Kept] = {}
+        self._lacking: set[int] = set()  # the views that could not be kept
 
     def __len__(self) -> int:
         return len(self.live)
@@ -181,13 +191,15 @@ class FeatureBatches:
     def epoch(self, fit: int, epoch: int, start: int = 0) -> Iterator[Pair | Batch]:
         """Go through the batches of an epoch from batch `start` on, of pictures from where something is unfrozen on."""
         cut, done = self._entrance.find(), start
+        if cut is not self._cut:
+            self._cut, self._kept, self._lacking = cut, {}, set()
         if cut is not None and self._evaluates and not cut.evaluates:
             cut = None
         if start > 0 and self._entrance.changed_inside():
             cut = None  # as the epoch went on when it was first begun
         kept = None if cut is None else self._features(cut, fit, epoch % self._views)
         if cut is not None and kept is not None:
-            with _one_thread() if self._entrance.is_at_head else nullcontext():
+            with _one_thread() if self._entrance.is_small_behind else nullcontext():
                 for places in self.live.places(fit, epoch, start):
                     if self._entrance.has_moved:
                         break
@@ -199,16 +211,15 @@ class FeatureBatches:
 
     def _features(self, cut: Cut, fit: int, view: int) -> _Kept | None:
         """Give what is kept of a view of all pictures as they are now; find it first if need be."""
-        if cut is self._without:
+        if view in self._lacking:
             return None
-        if cut is not self._cut:
-            self._cut, self._kept = cut, {}
         stamps = [stamp(path) for path in self._part.paths]
         if view not in self._kept or self._kept[view].stamps != stamps:
             self._kept.pop(view, None)  # first, to have its room
             found = self._found(cut, fit, view, stamps)
             if found is None:
-                self._without = cut
+                # Where one view could be kept it is room that others lack; else none can be.
+                self._lacking.update([view] if self._kept else range(self._views))
                 return None
             self._kept[view] = found
         return self._kept[view]
@@ -246,7 +257,9 @@ class FeatureBatches:
         if entrance.most_bytes is None or size <= entrance.most_bytes:
             rows = torch.empty(count, features[0].numel(), dtype=features.dtype) if fits else _in_file(count, features)
         if rows is None:
-            print(f"no room for {size / 1e6:,.0f} MB: {count} pictures go through the frozen stages in every epoch")  # noqa: T201
+            if not self._lacking:
+                lack, when = ("more room", "some epochs") if self._kept else ("room", "every epoch")
+                print(f"no {lack} for {size / 1e6:,.0f} MB: {count} pictures go through the frozen stages in {when}")  # noqa: T201
             return None
         has_channels_last = features.ndim == 4 and not features.is_contiguous()
         targets = torch.empty(count, dtype=torch.int64)
@@ -265,15 +278,17 @@ def sources_of(*parts: Batches | None) -> list[Batches | None]:
 
 def _in_file(count: int, features: Tensor) -> Tensor | None:
     """Make room for features of so many pictures in a file that is gone with this process, if the disk has it."""
-    width, size, folder = features[0].numel(), count * features[0].nbytes, Path(tempfile.gettempdir())
-    if free_space(folder) < size:
+    width, size, large = features[0].numel(), count * features[0].nbytes, Path("/var/tmp")  # noqa: S108 - files have names of their own
+    # Elsewhere than in /var/tmp what is temporary may lie in memory.
+    folder = large if "TMPDIR" not in os.environ and os.access(large, os.W_OK) else Path(tempfile.gettempdir())
+    if free_space(folder) * _SHARE_OF_DISK < size:
         return None
     try:
         with tempfile.NamedTemporaryFile(dir=folder) as file:
             if hasattr(os, "posix_fallocate"):  # else a disk that fills up later would end the process
                 os.posix_fallocate(file.fileno(), 0, size)
             storage = torch.UntypedStorage.from_file(file.name, shared=True, nbytes=size)
-    except OSError:
+    except (OSError, RuntimeError):  # torch's word for a file that cannot be mapped
         return None
     return torch.empty(0, dtype=features.dtype).set_(storage).view(count, width)  # type: ignore[arg-type]
 

@@ -120,16 +120,14 @@ class Feed:
             DataError: pictures cannot be read, and all of them are listed.
             ConfigError: the cache's budget does not hold one picture.
         """
-        once = []
+        more_than_once = {"train", "val"}
         if self._entrance.backbone.is_frozen_at_first and (self._keeps("train") or self._keeps("val")):
             self._data.check(*self._data.fitted)
             with preserved():
                 cut = self._entrance.find()
-            if cut is not None:
-                once = [name for name in self._data.fitted if self._keeps(name)]
-        if "train" in once and self._views > 1:
-            once.remove("train")
-        self._data.prepare({"train", "val"}.difference(once))
+            if cut is not None and self._keeps("train") and self._views == 1:
+                more_than_once.remove("train")
+        self._data.prepare(more_than_once)
 
     @property
     def _views(self) -> int:

@@ -211,10 +211,12 @@ class Session:
         if plan.clip_norm is not None:
             own.append(ClipNorm(plan.clip_norm))
         from_files = isinstance(self.data.train, FolderSource)  # datasets and loaders may give what is final
-        if from_files and callable(self.data.augment) and self.data.eval_transform is None:
+        of_pictures = isinstance(train, SourceBatches)  # and not of features
+        if from_files and of_pictures and callable(self.data.augment) and self.data.eval_transform is None:
             own.append(Comparison(self.backbone.preprocessing))
-        if isinstance(train, SourceBatches):
-            own.append(Doctor(self.data, train))
+        live = train.live if isinstance(train, FeatureBatches) else train
+        if isinstance(live, SourceBatches):
+            own.append(Doctor(self.data, live))
         return own
 
     def evaluate(

@@ -99,7 +99,7 @@ class Shelf:
             room = self._cache.room(self._taken + self._pixels())
             why = f"they take {size:,} bytes, and may take {room:,}"
             if size <= room:
-                sweep(path.parent)
+                sweep(path.parent, None if self._cache.budget is None else self._cache.budget - size)
                 write_weights(path, tensors, {})
                 self._taken += size
                 return
@@ -112,6 +112,8 @@ class Shelf:
     def _digest(self, cut: Cut) -> str:
         """Give a digest of all that is frozen; where something else is, there is another way in."""
         if self._digested[0] is not cut:
-            held = {name: tensor.cpu() for name, tensor in self._backbone.frozen_tensors.items()}
-            self._digested = cut, digest_of(held, "")
+            still = {id(buffer) for buffer in cut.still}
+            buffers = self._backbone.network.named_buffers()
+            held = self._backbone.frozen_tensors | {name: buffer for name, buffer in buffers if id(buffer) in still}
+            self._digested = cut, digest_of({name: tensor.cpu() for name, tensor in held.items()}, "")
         return self._digested[1]
