@@ -2,7 +2,8 @@
 
 `--choice bf16` compares bf16 with fp32. A CPU without AVX-512 BF16 computes in bf16 all the same, only slowly, so there
 accuracies can be compared and times cannot. `--choice progressive` compares pictures that grow with pictures of one
-size. Both sides take turns, and both are headstart's: fixed features under a new head, and the whole network.
+size. Both sides take turns, and both are headstart's: the whole network, and for bf16 also fixed features under a new
+head, for which pictures do not grow.
 
     python examples/benchmarks/choices.py --choice bf16 --data hymenoptera_data flowers --weights resnet18.pth
 """
@@ -71,15 +72,16 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--model", default="torchvision/resnet18")
     parser.add_argument("--image-size", type=int, help="pixels; left out, what the weights expect")
-    parser.add_argument("--ways", nargs="+", choices=("fixed", "whole"), default=["fixed", "whole"])
+    parser.add_argument("--ways", nargs="+", choices=("fixed", "whole"), help="left out, all that the choice is for")
     parser.add_argument("--epochs", type=int, default=25, help="of the head alone")
     parser.add_argument("--whole-epochs", type=int, default=5)
     parser.add_argument("--lr", type=float, default=5e-4, help="of the whole network")
     parser.add_argument("--start", type=int, default=128, help="pixels to begin with, where pictures grow")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     arguments = parser.parse_args()
+    ways = {"bf16": ["fixed", "whole"], "progressive": ["whole"]}[arguments.choice]
     for folder in arguments.data:
-        for way in arguments.ways:
+        for way in arguments.ways or ways:
             compare(arguments, folder, way)
 
 

@@ -1,4 +1,4 @@
-"""The work with headstart: `freeze()` and `fit`, everything else as it comes.
+"""The work with headstart: `freeze()` and `fit` in fp32, everything else as it comes.
 
 With --views 4, `fixed` keeps features of four views of each picture (`cache_features=4`): less work than the peers do.
 """
@@ -15,7 +15,7 @@ def train(arguments: argparse.Namespace) -> list[float]:
     """Train once; give the val accuracy of each epoch."""
     data = ImageData.from_folder(arguments.data, batch_size=BATCH_SIZE)
     name = f"torchvision/{arguments.model}"
-    learner = Learner(name, data, pretrained=arguments.weights, optimizer="sgd", seed=arguments.seed)
+    learner = Learner(name, data, pretrained=arguments.weights, optimizer="sgd", precision="fp32", seed=arguments.seed)
     if arguments.work == "fixed":
         learner.freeze()
     schedule = LRSchedule(step_decay(every_epochs=STEP_EPOCHS, factor=STEP_FACTOR))
