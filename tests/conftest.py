@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from headstart import ImageData, Learner
 from headstart.training import companions
 
-os.environ.setdefault("MPLBACKEND", "Agg")  # figures need no display, here and in processes that tests start
-torch.set_num_threads(1)  # networks this small lose more by sharing their work than they win
+# Here and in processes that tests start: figures need no display, and networks this small lose by sharing their work.
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHAPES = ("circle", "square", "triangle")

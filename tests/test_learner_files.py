@@ -425,12 +425,12 @@ for file in sys.argv[1:]:
 
 FEW: list[tuple[str, int, Head]] = [
     ("resnet18.a1_in1k", 32, PLAIN),
-    ("coat_tiny", 224, PLAIN),
     ("levit_128s", 224, Head(hidden=(8,), dropout=0.1, init="xavier")),
     ("torchvision/mobilenet_v2", 32, Head(at="classifier", init="xavier")),
-    ("torchvision/googlenet", 32, PLAIN),
 ]
 MORE: list[tuple[str, int, Head]] = [
+    ("torchvision/googlenet", 32, PLAIN),
+    ("coat_tiny", 224, PLAIN),
     ("caformer_s18", 64, PLAIN),
     ("repvit_m0_9", 64, PLAIN),
     ("torchvision/squeezenet1_1", 32, Head(dropout=0.2, init="xavier")),

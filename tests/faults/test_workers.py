@@ -53,8 +53,10 @@ def pictures(shapes_folder: Path) -> tuple[Any, Path, int]:
     return source, path, width
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(("deed", "told"), [(die, "DataLoader worker"), (hang, "no new picture for 2 s")])
+@pytest.mark.parametrize(
+    ("deed", "told", "workers"),
+    [(die, "DataLoader worker", 1), (die, "DataLoader worker", 2), (hang, "no new picture for 2 s", 2)],
+)
 def test_the_picture_at_which_a_process_was_is_named(pictures, monkeypatch, deed, told, workers):
     monkeypatch.setattr(loading, "SILENCE", 2.0)
     source, path, width = pictures
@@ -124,6 +126,7 @@ for workers in (2, "auto"):
 """
 
 
+@pytest.mark.slow
 def test_shared_memory_that_is_full_is_named(tmp_path):
     unshare = shutil.which("unshare") or "false"
     command = f"mount -t tmpfs -o size=1m tmpfs /dev/shm && exec {sys.executable} {tmp_path / 'script.py'}"
