@@ -405,6 +405,10 @@ def test_what_is_no_cache_is_refused(folder: Path, wrong: Any) -> None:
     assert f"cache={wrong!r}" in refusal(ConfigError, lambda: shapes(folder, wrong)).arrived
 
 
+def test_the_nearest_place_is_named(folder: Path) -> None:
+    assert "Did you mean 'disk'" in refusal(ConfigError, lambda: shapes(folder, "dsik")).todo
+
+
 @pytest.mark.parametrize(
     ("name", "wrong"), [("folder", 3), ("budget", 0), ("budget", -1), ("budget", 1.5), ("budget", True)]
 )

@@ -23,7 +23,7 @@ from headstart.data.augment import View
 from headstart.data.decode import UnreadableError
 from headstart.data.sources import FolderSource, Source
 from headstart.data.store import OutOfRoomError, Stamp, Store, keep_in_memory, open_store, stamp, write_store
-from headstart.errors import CheckpointError, ConfigError, Demands, is_count
+from headstart.errors import CheckpointError, ConfigError, Demands, is_count, nearest
 from headstart.files import as_path, files_in, free_space, write_atomically
 from headstart.machine import cores, free_memory
 from headstart.version import VERSION
@@ -60,8 +60,9 @@ class Cache:
             `"auto"` is memory if all of a part fits into `budget`, else nothing.
         folder: for `"disk"`; None is `headstart` in `$XDG_CACHE_HOME`, or else in `~/.cache`. What is in it may be
             deleted at any time.
-        budget: the bytes that all parts may take together; None is a quarter of the memory that is free, or nine tenths
-            of the disk's free space.
+        budget: the bytes that all parts may take together, and for `"disk"` all that is in the folder, where what was
+            used longest ago makes room; None is a quarter of the memory that is free, or nine tenths of the disk's free
+            space.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -112,7 +113,8 @@ def as_cache(cache: Any) -> Cache | None:
     """
     if cache is None or isinstance(cache, Cache):
         return cache
-    demands = Demands("For example cache='disk', or a Cache with a folder or a budget of its own.")
+    meant = nearest(cache, get_args(Where)) if isinstance(cache, str) else ""
+    demands = Demands(f"{meant}For example cache='disk', or a Cache with a folder or a budget of its own.")
     demands.check("cache", cache, cache in get_args(Where), f"one of {', '.join(get_args(Where))}, a Cache, or None")
     demands.settle()
     return Cache(cache)

@@ -22,7 +22,7 @@ _MOST = 2_000_000_000
 """Bytes that features which nobody asked for may take; fixed, or the bits would depend on how much memory is free."""
 
 _WORTH = 40
-"""Pictures that the frozen stages must be spared, unasked: looking for a way into the network takes half as many."""
+"""Pictures that the frozen stages must be spared, unasked: looking for a way into the network takes about 25."""
 
 _TRIED = 5
 """Pictures that a way into the network is tried on, in two batches of different sizes."""
