@@ -380,7 +380,6 @@ def test_where_there_is_no_room_at_all_pictures_are_used(
     live, known = (learner(data(shapes_folder, augment=None)) for _ in range(2))
     before = fitted(live, cache_features=False)
     if limit == "disk":
-        monkeypatch.setattr(module, "free_space", lambda folder: 0)
         monkeypatch.setattr("headstart.data.cache.Cache.room", lambda self, taken=0: 0)
     else:
         monkeypatch.setattr("headstart.training.feed._MOST", 1000)

@@ -100,6 +100,20 @@ class Cache:
             return int(free_space(self.place) * _SHARE_OF_DISK)
         return int(free_memory() * _SHARE_OF_MEMORY)
 
+    def sweep(self, size: int) -> None:
+        """Make the folder ready for a file of so many bytes.
+
+        What nobody has used for long goes, and what a process that was killed has left; with a budget also what was
+        used longest ago, as far as it leaves no room.
+        """
+        left = None if self.budget is None else self.budget - size
+        for used, taken, file in sorted(map(_about, files_in(self.place, _OURS)), reverse=True):
+            left = None if left is None else left - taken
+            is_too_much = left is not None and left < 0 and not file.name.startswith(".")  # those are being written
+            if is_too_much or time.time() - used > _UNUSED_SECONDS:
+                with contextlib.suppress(OSError):  # another process was faster
+                    file.unlink()
+
 
 CacheLike = Cache | Where | None
 """What `ImageData(cache=...)` takes."""
@@ -205,7 +219,7 @@ class Memo:
         try:
             room = self.cache.room(taken)
             if path is not None and expected <= room:
-                sweep(path.parent, None if self.cache.budget is None else self.cache.budget - expected)
+                self.cache.sweep(expected)
         except OSError as error:  # a folder that one may not look into
             self._tell(f"the cache's folder cannot be used: {error}")
             return None
@@ -315,22 +329,6 @@ class Memos:
 
     def __len__(self) -> int:
         return len(self._memos)
-
-
-def sweep(folder: Path, most: int | None = None) -> None:
-    """Remove what nobody has used for long, what a process that was killed has left, and what is too much.
-
-    Args:
-        folder: of a cache.
-        most: bytes that may stay; those used last stay first. None is any number.
-    """
-    left = most
-    for used, size, file in sorted(map(_about, files_in(folder, _OURS)), reverse=True):
-        left = None if left is None else left - size
-        is_too_much = left is not None and left < 0 and not file.name.startswith(".")  # those are being written
-        if is_too_much or time.time() - used > _UNUSED_SECONDS:
-            with contextlib.suppress(OSError):  # another process was faster
-                file.unlink()
 
 
 def _about(file: Path) -> tuple[float, int, Path]:

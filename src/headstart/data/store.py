@@ -159,7 +159,7 @@ class Store:
         """Write the pixels of a picture once more, which were found damaged, if they are what was written before."""
         flat = _flat(pixels)
         place, _, _, crc = self._index[number, :_SIZE].tolist()
-        if self.path is not None and self.holds(number, stamp) and zlib.crc32(_bytes(flat)) == crc:
+        if self.holds(number, stamp) and zlib.crc32(_bytes(flat)) == crc:
             self._kept.mend(place, flat)
 
 

@@ -16,10 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from headstart.data.cache import Cache
 from headstart.data.loading import Batches, Pair, SourceBatches
 from headstart.data.sources import FolderSource
 from headstart.data.store import Stamp, stamp
-from headstart.files import free_space
 from headstart.model.backbone import Backbone, bits_of, has_hooks
 from headstart.model.cut import Arithmetic, Cut, NoCutError, find_cut
 from headstart.training.batch import Batch, Preparer
@@ -28,8 +28,6 @@ from headstart.training.shelf import Shelf
 
 _SMALL = 1_000_000
 """Numbers of a head, up to which several threads would wait for each other longer than they work."""
-
-_SHARE_OF_DISK = 0.9
 
 CacheFeatures = int | Literal["auto"]
 """What `fit(cache_features=...)` takes: False is 0."""
@@ -281,7 +279,7 @@ def _in_file(count: int, features: Tensor) -> Tensor | None:
     width, size, large = features[0].numel(), count * features[0].nbytes, Path("/var/tmp")  # noqa: S108 - files have names of their own
     # Elsewhere than in /var/tmp what is temporary may lie in memory.
     folder = large if "TMPDIR" not in os.environ and os.access(large, os.W_OK) else Path(tempfile.gettempdir())
-    if free_space(folder) * _SHARE_OF_DISK < size:
+    if Cache("disk", folder).room() < size:
         return None
     try:
         with tempfile.NamedTemporaryFile(dir=folder) as file:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from headstart.data.cache import Cache, sweep
+from headstart.data.cache import Cache
 from headstart.data.sources import FolderSource
 from headstart.data.store import Stamp
 from headstart.errors import CheckpointError
@@ -99,7 +99,7 @@ class Shelf:
             room = self._cache.room(self._taken + self._pixels())
             why = f"they take {size:,} bytes, and may take {room:,}"
             if size <= room:
-                sweep(path.parent, None if self._cache.budget is None else self._cache.budget - size)
+                self._cache.sweep(size)
                 write_weights(path, tensors, {})
                 self._taken += size
                 return
