@@ -50,6 +50,7 @@ def unflushed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute in fp32 unless a test asks for something else, whatever the processor has."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,12 @@
-"""Free memory is that of the machine or of the container, whichever has less."""
+"""Free memory is that of the machine or of the container, whichever has less; bf16 is for processors it speeds up."""
 
 from pathlib import Path
 
 import pytest
+import torch
 
 from headstart import machine
-from headstart.machine import free_memory
+from headstart.machine import cpu_is_fast_in_bf16, free_memory
 
 
 @pytest.fixture
@@ -49,3 +50,25 @@ def test_a_machine_has_some_and_less_than_all() -> None:
         pytest.skip("needs a system that tells")
     total = int(meminfo.read_text().split()[1]) * 1024
     assert 0 < machine._free_on_machine() < total
+
+
+@pytest.mark.parametrize(
+    ("maker", "has_bf16", "has_amx", "is_fast"),
+    [
+        ("AuthenticAMD", True, False, True),  # Zen 4 and later
+        ("AuthenticAMD", False, False, False),
+        ("GenuineIntel", True, True, True),  # Sapphire Rapids and later
+        ("GenuineIntel", True, False, False),  # the same in a virtual machine that hides AMX
+        ("GenuineIntel", False, False, False),
+    ],
+)
+@pytest.mark.parametrize("system", ["Linux", "Windows"])
+def test_bf16_is_fast_on_intel_with_amx_alone(tmp_path, monkeypatch, system, maker, has_bf16, has_amx, is_fast) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    if system == "Linux":
+        cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {maker}\nmodel name\t: a processor\n")
+    monkeypatch.setattr(machine, "_CPUINFO", cpuinfo)
+    monkeypatch.setattr(machine.platform, "processor", lambda: f"Family 6 Model 207 Stepping 2, {maker}")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    assert cpu_is_fast_in_bf16() == is_fast

@@ -1,7 +1,7 @@
 """What a choice costs in accuracy and gains in time: the same trainings with and without it, seed by seed.
 
-`--choice bf16` compares bf16 with fp32. A CPU without AVX-512 BF16 computes in bf16 all the same, only slowly, so there
-accuracies can be compared and times cannot. `--choice progressive` compares pictures that grow with pictures of one
+`--choice bf16` compares bf16 with fp32. Any CPU computes in bf16, but few gain time by it; on the others only the
+accuracies are worth comparing. `--choice progressive` compares pictures that grow with pictures of one
 size. Both sides take turns, and both are headstart's: the whole network, and for bf16 also fixed features under a new
 head, for which pictures do not grow.
 

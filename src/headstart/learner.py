@@ -57,8 +57,8 @@ class Learner:
         optimizer: `"adamw"`, `"sgd"` (momentum 0.9), a name that timm's factory knows, or a function of parameters that
             makes one; the rate it sets is ignored.
         weight_decay: None is 0.01, 0 for sgd, and the own value of a function's optimizer. Norms and biases are spared.
-        precision: `"auto"` is bf16 on GPUs and CPUs that have it, fp16 on older GPUs, fp32 elsewhere; or one by name.
-            bf16 and fp16 are mixed precision: weights, losses and sums stay in fp32.
+        precision: `"auto"` is bf16 on GPUs that have it and CPUs faster in it, fp16 on older GPUs, fp32 elsewhere; or
+            one by name. bf16 and fp16 are mixed precision: weights, losses and sums stay in fp32.
         device: `"auto"` is a CUDA device when there is one, else the CPU; or a name such as `"cuda:1"` or `"mps"`.
         seed: of the head's first values, the order of pictures, augmentation and dropout; 0 or more.
         compile: whether `torch.compile` speeds the network up, after a minute or so in its first batches.

@@ -67,8 +67,8 @@ def test_a_device_that_means_nothing_is_refused(name):
         choose_device(name)
 
 
-def test_auto_is_bf16_where_the_processor_has_it(monkeypatch, capsys, tiny_network):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+def test_auto_is_bf16_where_the_processor_is_faster_in_it(monkeypatch, capsys, tiny_network):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert choose_precision("auto", CPU) == Precision("bf16", "cpu")
     assert choose_precision("auto", torch.device("mps")) == Precision("fp32", "mps")
     for precision, told in {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headstart.errors import ConfigError, nearest
-from headstart.machine import cpu_has_bf16
+from headstart.machine import cpu_is_fast_in_bf16
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 _NAMES = ("auto", "fp32", "bf16", "fp16")
@@ -103,7 +103,9 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device) -> Precision:
-    """Settle the arithmetic: `"auto"` is bf16 on GPUs and CPUs that have it, fp16 on older GPUs, fp32 elsewhere.
+    """Settle the arithmetic.
+
+    `"auto"` is bf16 on GPUs that have it and on CPUs that are faster in it, fp16 on older GPUs, fp32 elsewhere.
 
     Raises:
         ConfigError: an unknown name, or fp16 on a CPU, which only loses there.
@@ -120,4 +122,4 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
         return Precision(precision, device.type)
     if device.type == "cuda":
         return Precision("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16", "cuda")
-    return Precision("bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32", device.type)
+    return Precision("bf16" if device.type == "cpu" and cpu_is_fast_in_bf16() else "fp32", device.type)
