@@ -1,12 +1,18 @@
-"""Free memory is that of the machine or of the container, whichever has less; bf16 is for processors it speeds up."""
+"""Free memory is that of the machine or of the container, whichever has less; what is freed is held or given back."""
 
+import multiprocessing
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from handmade import At
 
 from headstart import machine
-from headstart.machine import cpu_is_fast_in_bf16, free_memory
+from headstart.data.loading import _stand_apart
+from headstart.machine import cpu_is_fast_in_bf16, free_memory, memory_held
 
 
 @pytest.fixture
@@ -50,6 +56,84 @@ def test_a_machine_has_some_and_less_than_all() -> None:
         pytest.skip("needs a system that tells")
     total = int(meminfo.read_text().split()[1]) * 1024
     assert 0 < machine._free_on_machine() < total
+
+
+# Memory that is held
+
+
+def megabytes_left() -> float:
+    """Use 600 MB in two blocks and free them; give how many more this process has than before."""
+    before = resident()
+    blocks = [torch.ones(75_000_000), torch.ones(75_000_000)]
+    del blocks
+    return (resident() - before) / 1e6
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture
+def glibc() -> None:
+    if machine._c_library() is None:
+        pytest.skip("needs the GNU C library, with no settings of its own in the environment")
+
+
+@pytest.mark.usefixtures("glibc")
+def test_what_is_freed_is_held_inside_and_given_back_afterwards() -> None:
+    assert megabytes_left() < 100
+    with memory_held():
+        with memory_held():
+            assert megabytes_left() > 500
+        held = resident()
+        assert megabytes_left() < 100, "the same pages were not used again"
+        assert resident() > held - 100e6, "who was not the last has given them back"
+    assert resident() < held - 500e6
+    assert megabytes_left() < 100
+
+
+@pytest.mark.usefixtures("glibc")
+def test_it_is_given_back_when_something_fails() -> None:
+    with pytest.raises(KeyError), memory_held():
+        raise KeyError
+    assert megabytes_left() < 100
+
+
+@pytest.mark.usefixtures("glibc")
+def test_processes_that_prepare_pictures_hold_none() -> None:
+    with memory_held(), multiprocessing.get_context("fork").Pool(1, _stand_apart, (0,)) as pool:
+        assert pool.apply(megabytes_left) < 100
+
+
+@pytest.fixture(params=["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def settings(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    machine._c_library.cache_clear()
+    monkeypatch.setenv(request.param, "2")
+    yield
+    machine._c_library.cache_clear()
+
+
+@pytest.mark.usefixtures("settings")
+def test_who_has_set_the_allocator_is_left_alone() -> None:
+    with memory_held():
+        assert machine._c_library() is None
+        assert megabytes_left() < 100
+
+
+def test_a_fit_and_what_is_asked_in_it_hold_memory_to_the_end(make: Any) -> None:
+    learner, held = make(), []
+    look = At(on_train_batch_end=lambda callback, batch, logs: held.append(len(machine._holders)))
+
+    def ask(callback: At, epoch: int, logs: Any) -> None:
+        learner.evaluate("val")
+        held.append(len(machine._holders))
+
+    learner.fit(1, 1e-3, callbacks=[look, At(on_epoch_end=ask)], verbose=False)
+    assert set(held) == {1}
+    assert not machine._holders
+
+
+# bf16
 
 
 @pytest.mark.parametrize(

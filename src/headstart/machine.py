@@ -1,7 +1,12 @@
 """What the machine has to give."""
 
+import ctypes
 import os
 import platform
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -14,6 +19,16 @@ _SPARE = ("inactive_file", "total_inactive_file")
 
 _CPUINFO = Path("/proc/cpuinfo")
 """Where Linux says who made the processor; Python says so itself on Windows."""
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+"""What `mallopt` of the GNU C library calls its parameters."""
+
+_HELD = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
+_USUAL = {_MMAP_MAX: 65_536, _MMAP_THRESHOLD: 1 << 25, _TRIM_THRESHOLD: 1 << 26}
+"""What large blocks bring the library to by itself, on a system of 64 bits."""
+
+_holders: list[None] = []
+"""One for each who has asked that memory is held."""
 
 _UNKNOWN = 4_000_000_000
 
@@ -49,6 +64,51 @@ def _free_in_container() -> list[int]:
     # Pages of files that nobody is at count as taken, and are given back when somebody needs them.
     spare = [int(words[words.index(key) + 1]) for words in about for key in _SPARE if key in words]
     return [max(0, int(most) - int(taken) + max(spare, default=0)) for most, taken in found if most.isdigit()]
+
+
+@contextmanager
+def memory_held() -> Iterator[None]:
+    """Let this process hold the memory that it frees inside, to use it again; afterwards what is free is given back.
+
+    The GNU C library (Linux) gives blocks above 32 MB back at once, and the system clears every page of the next one
+    anew: a quarter of a training step of MobileNetV2 on two cores. Other systems stay as they are, and so do
+    processes with settings of their own in the environment (`MALLOC_...`, `GLIBC_TUNABLES`).
+
+    Example:
+        >>> with memory_held():
+        ...     total = sum(float(torch.ones(10_000_000).sum()) for _ in range(3))
+    """
+    if not _holders:
+        _set_allocator(_HELD)
+    _holders.append(None)
+    try:
+        yield
+    finally:
+        _holders.pop()
+        if not _holders:
+            release_memory()
+
+
+def release_memory() -> None:
+    """Give back what is free, from now on as usual; also for a process that was forked while memory was held."""
+    _set_allocator(_USUAL)
+    if (library := _c_library()) is not None:
+        library.malloc_trim(0)
+
+
+def _set_allocator(settings: Mapping[int, int]) -> None:
+    if (library := _c_library()) is not None:
+        for name, value in settings.items():
+            library.mallopt(name, value)
+
+
+@cache
+def _c_library() -> ctypes.CDLL | None:
+    """Give the C library of this process, if it is GNU's and nobody has set its allocator."""
+    has_own = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or has_own:
+        return None
+    return ctypes.CDLL(None)
 
 
 def cores() -> int:

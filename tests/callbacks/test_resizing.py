@@ -101,6 +101,16 @@ def test_batches_of_ones_own_that_are_smaller_stay_as_they_are(tiny_network):
     assert seen_by(learner, ProgressiveResize(), 4)[0] == [(32, 32)] * 4
 
 
+def test_it_says_where_no_epoch_is_left_for_smaller_pictures(tiny_network, pictures, capsys):
+    learner = Learner(tiny_network(), pictures, device="cpu")
+    capsys.readouterr()
+    learner.fit(2, 1e-3, callbacks=[ProgressiveResize(16)], verbose=False)
+    assert "ProgressiveResize" not in capsys.readouterr().out
+    learner.fit(1, 1e-3, callbacks=[ProgressiveResize(16)], verbose=False)
+    told = "ProgressiveResize has nothing to do: until=0.75 leaves none of epochs=1 to it\n"
+    assert told in capsys.readouterr().out
+
+
 def test_a_run_that_is_gone_on_with_has_the_same_sizes_and_ends_with_the_same_bits(tmp_path, make):
     resize = {"start": 16, "step": 8}
     whole = make()

@@ -19,8 +19,8 @@ class ProgressiveResize(Callback):
     Sizes grow from `start` to `end` in steps of `step` pixels. Each of those below `end` gets the same share of the
     first `until` of the epochs, the rest, one epoch at the least, is trained at `end`. Validation always sees whole
     pictures. Batches are shrunk where the network is, so pictures of any origin will do, and what is kept of them
-    stays; batches of a loader of your own that are smaller stay as they are. After Howard, "Now anyone can train
-    Imagenet in 18 minutes", 2018.
+    stays; batches of a loader of your own that are smaller stay as they are. Where no epoch is left for smaller
+    pictures a line says so. After Howard, "Now anyone can train Imagenet in 18 minutes", 2018.
 
     Args:
         start: pixels of the shorter side in the first epoch, 8 or more.
@@ -68,7 +68,10 @@ class ProgressiveResize(Callback):
                 "a start that is smaller than they are",
                 f"For example ProgressiveResize({whole // 2}), or pass the data a larger image_size.",
             )
-        for side in sorted({self._side(epoch, run.epochs, whole) for epoch in range(run.epochs)}):
+        sides = sorted({self._side(epoch, run.epochs, whole) for epoch in range(run.epochs)})
+        if sides == [whole]:
+            print(f"ProgressiveResize has nothing to do: until={self.until} leaves none of epochs={run.epochs} to it")  # noqa: T201
+        for side in sides:
             shape = _shape((height, width), side)
             if (error := objection(run.backbone, shape)) is not None:
                 size = f"{shape[0]} x {shape[1]} pixels"

@@ -26,7 +26,7 @@ from headstart.data.preprocessing import described
 from headstart.data.settings import MOST_SKIPPED
 from headstart.data.sources import Source
 from headstart.errors import DataError, listing
-from headstart.machine import cores
+from headstart.machine import cores, release_memory
 from headstart.randomness import AUGMENTATION, ORDER, derive, generator, seed_sample
 
 Pair = tuple[Tensor, Tensor]
@@ -319,8 +319,10 @@ class _Order:
 def _stand_apart(worker: int) -> None:  # noqa: ARG001 - as a DataLoader calls it
     """Let a signal to the whole group, such as Ctrl-C, reach the process that trains alone: it ends the others.
 
-    They end by themselves, too, when it is gone: torch's processes look after the one that started them.
+    They end by themselves, too, when it is gone: torch's processes look after the one that started them. The memory of
+    a large picture is given back, also where the process that trains holds its own.
     """
+    release_memory()
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
 

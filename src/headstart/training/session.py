@@ -6,7 +6,7 @@ to the callbacks.
 
 import functools
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from headstart.data.loading import Batches, Pair, SourceBatches, accounting
 from headstart.data.own_loader import OwnLoader, Part
 from headstart.data.sources import FolderSource
 from headstart.errors import CheckpointError, ConfigError, listing
+from headstart.machine import memory_held
 from headstart.model.backbone import Backbone
 from headstart.randomness import STEP, derive, preserved, seed_step
 from headstart.training.batch import Preparer, choose_memory_format, preparer
@@ -150,7 +151,7 @@ class Session:
         self.histories.append(run.history)
         self._was_cut_short = True
         try:
-            with accounting(*sources_of(train, val)), loop.hooks.bound(), preserved(), listening(run):
+            with accounting(*sources_of(train, val)), loop.hooks.bound(), preserved(), self._memory(), listening(run):
                 if over is not None:
                     over.load_callbacks()
                 else:
@@ -227,7 +228,7 @@ class Session:
         run = Run(self.backbone, {"steps": len(batches)}, self._directions(val=False, callbacks=callbacks))
         check_callbacks(callbacks, run)
         loop = self._loop(run, callbacks, learner)
-        with accounting(batches), loop.hooks.bound(), preserved():
+        with accounting(batches), loop.hooks.bound(), preserved(), self._memory():
             return dict(loop.evaluate(batches))
 
     def predict(
@@ -239,9 +240,13 @@ class Session:
         run = Run(self.backbone)
         check_callbacks(callbacks, run)
         loop = self._loop(run, callbacks, learner)
-        with loop.hooks.bound(), preserved():
+        with loop.hooks.bound(), preserved(), self._memory():
             loop.predict(batches, answers)
         return answers.cpu()
+
+    def _memory(self) -> AbstractContextManager[None]:
+        """Hold memory where batches are computed in it."""
+        return memory_held() if self.device.type == "cpu" else nullcontext()
 
     def train_from(self, boundary: int) -> None:
         """Freeze the stages before `boundary`; inside a fit, from the next step on."""
