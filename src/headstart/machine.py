@@ -71,8 +71,8 @@ def memory_held() -> Iterator[None]:
     """Let this process hold the memory that it frees inside, to use it again; afterwards what is free is given back.
 
     The GNU C library (Linux) gives blocks above 32 MB back at once, and the system clears every page of the next one
-    anew: a quarter of a training step of MobileNetV2 on two cores. Other systems stay as they are, and so do
-    processes with settings of their own in the environment (`MALLOC_...`, `GLIBC_TUNABLES`).
+    anew: a third of the time of asking a MobileNetV2 on two cores, a tenth of that of training it. Other systems stay
+    as they are, and so do processes with settings of their own in the environment (`MALLOC_...`, `GLIBC_TUNABLES`).
 
     Example:
         >>> with memory_held():
