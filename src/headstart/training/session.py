@@ -240,13 +240,13 @@ class Session:
         run = Run(self.backbone)
         check_callbacks(callbacks, run)
         loop = self._loop(run, callbacks, learner)
-        with loop.hooks.bound(), preserved(), self._memory():
+        with loop.hooks.bound(), preserved(), self._memory(several=pictures > self.data.batch_size):
             loop.predict(batches, answers)
         return answers.cpu()
 
-    def _memory(self) -> AbstractContextManager[None]:
-        """Hold memory where batches are computed in it."""
-        return memory_held() if self.device.type == "cpu" else nullcontext()
+    def _memory(self, *, several: bool = True) -> AbstractContextManager[None]:
+        """Hold memory where batches are computed in it; to give it back after each of single ones would cost more."""
+        return memory_held() if several and self.device.type == "cpu" else nullcontext()
 
     def train_from(self, boundary: int) -> None:
         """Freeze the stages before `boundary`; inside a fit, from the next step on."""
