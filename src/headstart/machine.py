@@ -84,15 +84,16 @@ def memory_held() -> Iterator[None]:
     try:
         yield
     finally:
-        _holders.pop()
-        if not _holders:
+        if len(_holders) == 1:
             release_memory()
+        _holders.pop()
 
 
 def release_memory() -> None:
-    """Give back what is free, from now on as usual; also for a process that was forked while memory was held."""
-    _set_allocator(_USUAL)
-    if (library := _c_library()) is not None:
+    """Give back what is free, from now on as usual, if memory is held: by this process, or the one it comes from."""
+    library = _c_library()
+    if _holders and library is not None:
+        _set_allocator(_USUAL)
         library.malloc_trim(0)
 
 
