@@ -3,9 +3,10 @@
 The same work for both: 25 epochs of SGD in batches of 16 on the CPU, val after each, with pictures that are cropped at
 random and flipped. Both do it as they come: the loop by hand in fp32 with one process for its pictures and crops that
 show 8 % of them at the least, headstart with its own precision, processes, cache and crops. Every training is a process
-of its own, and the two take turns. The clock of the loop by hand starts with its first epoch, that of headstart before
-it has looked at the folder. Of the loop by hand fewer epochs can be timed (--hand-epochs): the others are taken to be
-as long as the median of those after the first one, and no accuracy is told for it.
+of its own, the two take turns, and each round has another seed. The clock of the loop by hand starts with its first
+epoch, that of headstart before it has looked at the folder. Of the loop by hand fewer epochs can be timed
+(--hand-epochs): the others are taken to be as long as the median of those after the first one, and no accuracy is told
+for it.
 
     python examples/benchmarks/speed.py --data hymenoptera_data --weights mobilenet_v2.pth --rounds 5
     python examples/benchmarks/speed.py --data hymenoptera_data --model resnet18 --layers layer4 --weights resnet18.pth
@@ -70,10 +71,10 @@ def by_the_tutorial(work: Work, arguments: argparse.Namespace) -> tuple[float, f
     return accuracy, sum(seconds) + (missing * statistics.median(seconds[1:]) if missing else 0.0)
 
 
-def measured(side: str, work: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Train in a process of its own."""
-    settings = ["data", "weights", "model", "seed", "epochs", "hand_epochs"]
-    command = [sys.executable, __file__, "--side", side, "--works", work]
+def measured(side: str, work: str, number: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """Train in a process of its own; a round's number is added to the seed."""
+    settings = ["data", "weights", "model", "epochs", "hand_epochs"]
+    command = [sys.executable, __file__, "--side", side, "--works", work, "--seed", str(arguments.seed + number)]
     command += [word for name in settings for word in (f"--{name.replace('_', '-')}", str(getattr(arguments, name)))]
     command += ["--layers", *arguments.layers]
     return watched(command)
@@ -109,19 +110,25 @@ def compare(work: str, arguments: argparse.Namespace) -> None:
     found: dict[str, list[dict[str, float]]] = {"hand": [], "headstart": []}
     for number in range(arguments.rounds):
         for side in ("hand", "headstart") if number % 2 else ("headstart", "hand"):
-            found[side].append(measured(side, work, arguments))
-    middle = {
-        side: {name: statistics.median(one[name] for one in runs) for name in runs[0]} for side, runs in found.items()
-    }
-    ratios = [hand["seconds"] / own["seconds"] for hand, own in zip(found["hand"], found["headstart"], strict=True)]
-    hand, own = middle["hand"], middle["headstart"]
-    accuracy = f"{hand['accuracy']:.3f}" if arguments.hand_epochs >= arguments.epochs else "    -"
+            found[side].append(measured(side, work, number, arguments))
+    columns = {side: {name: [one[name] for one in runs] for name in runs[0]} for side, runs in found.items()}
+    hand, own = columns["hand"], columns["headstart"]
+    ratios = [slow / fast for slow, fast in zip(hand["seconds"], own["seconds"], strict=True)]
+    accuracies = [spread(own["accuracy"], 3)]
+    if arguments.hand_epochs >= arguments.epochs:
+        accuracies.insert(0, spread(hand["accuracy"], 3))
+    seconds, peak = ([statistics.median(column[name]) for column in (hand, own)] for name in ("seconds", "megabytes"))
     print(
-        f"{work:28} {hand['seconds']:7.1f} s {own['seconds']:7.1f} s {statistics.median(ratios):6.1f}x "
-        f"({min(ratios):.1f} to {max(ratios):.1f})  {accuracy} {own['accuracy']:.3f}  "
-        f"{hand['megabytes']:5.0f} {own['megabytes']:5.0f} MB",
+        f"{work:28} {seconds[0]:7.1f} s {seconds[1]:7.1f} s {spread(ratios, 1):>19}  {', '.join(accuracies)}  "
+        f"{peak[0]:5.0f} {peak[1]:5.0f} MB",
         flush=True,
     )
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Write the median and the range of some values."""
+    middle, least, most = (f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
+    return f"{middle} ({least} to {most})"
 
 
 def main() -> None:
@@ -144,7 +151,7 @@ def main() -> None:
         print(json.dumps({"accuracy": accuracy, "seconds": seconds}))
         return
     print(f"{arguments.model}, {arguments.epochs} epochs, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print("                             by hand  headstart   ratio              accuracies   peak memory")
+    print(f"{'':28} {'by hand':>9} {'headstart':>9} {'ratio':>19}  accuracy and peak memory (by hand, headstart)")
     for work in arguments.works:
         compare(work, arguments)
 
