@@ -295,6 +295,21 @@ def test_a_momentum_that_is_completed_is_one_that_starts_by_itself():
         torch.testing.assert_close(fused.model.state_dict()[name], tensor, rtol=1e-6, atol=1e-8)
 
 
+def test_a_step_leaves_no_gradients_and_asks_an_optimizer_that_drops_them_in_its_own_way():
+    class Counting(torch.optim.SGD):
+        dropped = 0
+
+        def zero_grad(self, set_to_none=True):
+            Counting.dropped += 1
+            super().zero_grad(set_to_none)
+
+    for choice in ("adamw", lambda parameters: Counting(parameters, lr=0.1)):
+        learner = made_learner(optimizer=choice)
+        learner.fit(1, lr=0.1, verbose=False)
+        assert all(parameter.grad is None for parameter in learner.model.parameters())
+    assert Counting.dropped > 1
+
+
 def test_a_fit_writes_rates_and_initial_rates_anew():
     learner = made_learner(pairs(4))
     for lr in (0.1, 0.01):

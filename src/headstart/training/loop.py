@@ -41,6 +41,7 @@ from headstart.data.own_loader import demand_length
 from headstart.training.batch import Preparer, answer, demand_mean
 from headstart.training.callback import Hooks
 from headstart.training.metrics import Logs, Tally
+from headstart.training.optimizer import drop_gradients
 from headstart.training.portions import Portions
 from headstart.training.precision import Precision, Scaler
 from headstart.training.run import Run, StopTraining, Terminated
@@ -151,7 +152,7 @@ class Loop:
     def _train(self, batches: Batches) -> None:
         run = self.run
         run.backbone.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        drop_gradients(self.optimizer)
         if run.batches_done == 0:
             self.train_tally.reset()
         run.logs = self.train_tally.logs()
@@ -227,7 +228,7 @@ class Loop:
         self.hooks.call("on_step_begin")
         self.scaler.step(optimizer)
         self.scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        drop_gradients(optimizer)
         run.step += 1
         self.hooks.call("on_step_end")
 

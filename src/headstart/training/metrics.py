@@ -175,7 +175,7 @@ class Tally:
         if self._counts_accuracy or self._metrics:
             classes = targets.argmax(1) if targets.is_floating_point() else targets
             if self._counts_accuracy:
-                self._hits.append((logits.argmax(1) == classes).count_nonzero())
+                self._hits.append(logits.argmax(1) == classes)
             for metric in self._metrics.values():
                 metric.update(logits.detach().float(), classes)
 
@@ -187,7 +187,7 @@ class Tally:
             "samples": self._samples,
             "size": self._size,
             "losses": torch.stack(self._losses) if self._losses else None,
-            "hits": torch.stack(self._hits) if self._hits else None,
+            "hits": torch.cat(self._hits) if self._hits else None,
             "metrics": {
                 name: [{"values": dict(part.metric_state), "updates": part.update_count} for part in _parts(metric)]
                 for name, metric in self._metrics.items()
@@ -200,8 +200,10 @@ class Tally:
         self._loss.copy_(state["loss"])
         self._correct.copy_(state["correct"])
         self._samples, self._size = state["samples"], state["size"]
-        for waiting, held in ((self._losses, state["losses"]), (self._hits, state["hits"])):
-            waiting.extend([] if held is None else held.to(self._loss.device).unbind())
+        if state["losses"] is not None:
+            self._losses.extend(state["losses"].to(self._loss.device).unbind())
+        if state["hits"] is not None:
+            self._hits.append(state["hits"].to(self._loss.device))
         for name, metric in self._metrics.items():
             for part, held in zip(_parts(metric), state["metrics"][name], strict=True):
                 for key, value in held["values"].items():
@@ -213,7 +215,7 @@ class Tally:
         if self._losses:
             self._loss.add_(torch.stack(self._losses).to(self._loss.dtype).sum(), alpha=self._size)
         if self._hits:
-            self._correct.add_(torch.stack(self._hits).sum())
+            self._correct.add_(torch.cat(self._hits).sum())
         self._losses.clear()
         self._hits.clear()
 

@@ -158,6 +158,16 @@ def carry_over(old: Optimizer | None, new: Optimizer) -> None:
     _complete_momentum(new)
 
 
+def drop_gradients(optimizer: Optimizer) -> None:
+    """Let go of all gradients: what `zero_grad` does in several percent of a small step, if it is torch's own."""
+    if type(optimizer).zero_grad is not Optimizer.zero_grad:
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
 def size_of_moments(optimizer: Optimizer) -> int:
     """Give the bytes that an optimizer keeps beside the weights, or probably will when it has not begun."""
     if optimizer.state:

@@ -7,8 +7,8 @@ gradient backward (Gao, Zhang, Han and Callan, "Scaling Deep Contrastive Learnin
 Setup", 2021). So the loss may be any, also one that is no mean over pictures. The price is a second forward pass.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
@@ -68,7 +68,7 @@ class Portions:
         while True:
             portions = self._cut(images)
             self._is_split = len(portions) > 1
-            with self._trying(portions[0].shape[0]):
+            with _Attempt(self, portions[0].shape[0]):
                 if not self._is_split:
                     outputs = ask(images)
                     if outputs.requires_grad:
@@ -79,6 +79,7 @@ class Portions:
                 with torch.no_grad():
                     outputs = torch.cat([ask(portion) for portion in portions])
                 return outputs.requires_grad_(trains)
+            _let_go()
             _put_back(buffers)
 
     def adding(self, pictures: int, *, to_none: bool = False) -> AbstractContextManager[None]:
@@ -92,18 +93,21 @@ class Portions:
             OutOfMemory: memory has run out, and the batch may not be split, or not further.
         """
         self._run.outputs.grad = None  # a callback may have asked for it
-        noted = self._may_split and not to_none
+        noted = not to_none and self._may_split
         self._held = [(p, p.grad, _version(p.grad)) for p in self._trained()] if noted else None
-        return self._trying(pictures)
+        return _Attempt(self, pictures)
 
-    def left(self) -> Iterator[tuple[Tensor, Tensor, list[nn.Parameter]]]:
+    def left(self) -> Iterable[tuple[Tensor, Tensor, list[nn.Parameter]]]:
         """Give what has not gone backward yet: pictures, the loss's gradient at their outputs, and its destinations.
 
         Each is to go inside `adding`; what memory does not hold there comes again in halves.
         """
+        return self._halved() if self._is_split or self._ran_out else ()
+
+    def _halved(self) -> Iterator[tuple[Tensor, Tensor, list[nn.Parameter]]]:
         run = self._run
-        if not (self._is_split or self._ran_out):
-            return
+        if self._ran_out:
+            _let_go()
         gradient = self._gradient_at_outputs()
         if gradient is None:
             return  # the loss does not depend on them
@@ -118,30 +122,30 @@ class Portions:
             if lacking:
                 yield images, share, lacking
                 if self._ran_out:
+                    _let_go()
                     untouched = {id(parameter) for parameter in self._untouched()}
                     lacking = [parameter for parameter in lacking if id(parameter) in untouched]
                     halves = zip(images.tensor_split(2), share.tensor_split(2), strict=True)
                     waiting += [(images, share, lacking) for images, share in halves][::-1]
         _put_back(buffers)
 
-    @contextmanager
-    def _trying(self, pictures: int) -> Iterator[None]:
-        """Note that memory runs out inside, and let half as many pictures go through at once from then on."""
+    def begin(self) -> None:
+        """Note that an attempt begins."""
         self._ran_out = False
-        try:
-            yield
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            self._demand_way_out(pictures, error)
-            self._ran_out = True
-        if self._ran_out:  # the error is gone by now, and with it all that its frames kept in memory
-            self._most[torch.is_grad_enabled()] = -(-pictures // 2)
-            self._untold = self._untold or pictures
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        elif self._untold:
-            self._tell()
+
+    def end(self, pictures: int, error: BaseException | None) -> bool:
+        """Note how an attempt with so many pictures has ended; say whether memory ran out and half may be tried."""
+        if error is None:
+            if self._untold:
+                self._tell()
+            return False
+        if not (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+            return False
+        self._demand_way_out(pictures, error)
+        self._ran_out = True
+        self._most[torch.is_grad_enabled()] = -(-pictures // 2)
+        self._untold = self._untold or pictures
+        return True
 
     def _tell(self) -> None:
         """Say what fits, now that it is known."""
@@ -210,7 +214,28 @@ class Portions:
 
     def _copied_buffers(self) -> list[tuple[Tensor, Tensor]]:
         """Give what a forward pass in training changes, each with a copy."""
-        return [(buffer, buffer.clone()) for buffer in self._run.backbone.moving] if self._may_split else []
+        moving = self._run.backbone.moving
+        return [(buffer, buffer.clone()) for buffer in moving] if moving and self._may_split else []
+
+
+class _Attempt(AbstractContextManager[None]):
+    """Something that may run out of memory: if it does, that is noted, and whoever asked for it goes on."""
+
+    def __init__(self, portions: Portions, pictures: int) -> None:
+        self._portions = portions
+        self._pictures = pictures
+
+    def __enter__(self) -> None:
+        self._portions.begin()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        return self._portions.end(self._pictures, error)
+
+
+def _let_go() -> None:
+    """Have memory in one piece again, once the error is gone and with it all that its frames kept."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _put_back(buffers: list[tuple[Tensor, Tensor]]) -> None:
