@@ -299,7 +299,7 @@ def test_a_step_leaves_no_gradients_and_asks_an_optimizer_that_drops_them_in_its
     class Counting(torch.optim.SGD):
         dropped = 0
 
-        def zero_grad(self, set_to_none=True):
+        def zero_grad(self, set_to_none=False):
             Counting.dropped += 1
             super().zero_grad(set_to_none)
 

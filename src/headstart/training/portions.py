@@ -9,6 +9,7 @@ Setup", 2021). So the loss may be any, also one that is no mean over pictures. T
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Literal
 
 import torch
@@ -68,7 +69,7 @@ class Portions:
         while True:
             portions = self._cut(images)
             self._is_split = len(portions) > 1
-            with _Attempt(self, portions[0].shape[0]):
+            with self._trying(portions[0].shape[0]):
                 if not self._is_split:
                     outputs = ask(images)
                     if outputs.requires_grad:
@@ -95,7 +96,7 @@ class Portions:
         self._run.outputs.grad = None  # a callback may have asked for it
         noted = not to_none and self._may_split
         self._held = [(p, p.grad, _version(p.grad)) for p in self._trained()] if noted else None
-        return _Attempt(self, pictures)
+        return self._trying(pictures)
 
     def left(self) -> Iterable[tuple[Tensor, Tensor, list[nn.Parameter]]]:
         """Give what has not gone backward yet: pictures, the loss's gradient at their outputs, and its destinations.
@@ -129,12 +130,13 @@ class Portions:
                     waiting += [(images, share, lacking) for images, share in halves][::-1]
         _put_back(buffers)
 
-    def begin(self) -> None:
-        """Note that an attempt begins."""
+    def _trying(self, pictures: int) -> "_Attempt":
+        """Note that memory runs out inside, and let half as many pictures go through at once from then on."""
         self._ran_out = False
+        return _Attempt(partial(self._note, pictures))
 
-    def end(self, pictures: int, error: BaseException | None) -> bool:
-        """Note how an attempt with so many pictures has ended; say whether memory ran out and half may be tried."""
+    def _note(self, pictures: int, error: BaseException | None) -> bool:
+        """Note how it has ended with so many pictures; say whether memory ran out, and half of them may be tried."""
         if error is None:
             if self._untold:
                 self._tell()
@@ -219,17 +221,16 @@ class Portions:
 
 
 class _Attempt(AbstractContextManager[None]):
-    """Something that may run out of memory: if it does, that is noted, and whoever asked for it goes on."""
+    """Go on behind an error if its end, once noted, lets it: a generator would take longer around a small step."""
 
-    def __init__(self, portions: Portions, pictures: int) -> None:
-        self._portions = portions
-        self._pictures = pictures
+    def __init__(self, note: Callable[[BaseException | None], bool]) -> None:
+        self._note = note
 
     def __enter__(self) -> None:
-        self._portions.begin()
+        pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        return self._portions.end(self._pictures, error)
+        return self._note(error)
 
 
 def _let_go() -> None:
