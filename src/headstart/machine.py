@@ -25,7 +25,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 
 _HELD = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
 _USUAL = {_MMAP_MAX: 65_536, _MMAP_THRESHOLD: 1 << 25, _TRIM_THRESHOLD: 1 << 26}
-"""What large blocks bring the library to by itself, on a system of 64 bits."""
+"""What large blocks bring the library to by itself, on a system of 64 bits; told, it does not change them any more."""
 
 _holders: list[None] = []
 """One for each who has asked that memory is held."""
@@ -78,23 +78,31 @@ def memory_held() -> Iterator[None]:
         >>> with memory_held():
         ...     total = sum(float(torch.ones(10_000_000).sum()) for _ in range(3))
     """
-    if not _holders:
-        _set_allocator(_HELD)
     _holders.append(None)
+    _set_allocator(_HELD)
     try:
         yield
     finally:
-        if len(_holders) == 1:
-            release_memory()
         _holders.pop()
+        if not _holders:
+            _give_back()
 
 
-def release_memory() -> None:
-    """Give back what is free, from now on as usual, if memory is held: by this process, or the one it comes from."""
-    library = _c_library()
-    if _holders and library is not None:
+def _give_back() -> None:
+    """Give back what is free, and large blocks from now on at once."""
+    if (library := _c_library()) is not None:
         _set_allocator(_USUAL)
         library.malloc_trim(0)
+
+
+def _stand_apart() -> None:
+    """Hold nothing in a process that was forked: one of a loader would keep the room of its largest picture."""
+    if _holders:
+        _give_back()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_stand_apart)
 
 
 def _set_allocator(settings: Mapping[int, int]) -> None:

@@ -163,6 +163,7 @@ def either_way(body: Any, maps: Tensor) -> Tensor:
         (lambda body, maps: maps + 0 * np.random.random(), "draws random numbers outside of modules"),
         (either_way, "another way each time"),
         (lambda body, maps: maps - maps.mean(0), "more of what comes before"),
+        (lambda body, maps: maps + 0.1 * maps.mean(0), "more of what comes before"),
         (lambda body, maps: functional.batch_norm(maps, None, None, training=True), "more of what comes before"),
         (counting, "more of what comes before"),
         (lambda body, maps: maps + body.stem.weight.sum(), None),

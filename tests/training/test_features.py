@@ -216,14 +216,21 @@ def test_a_picture_that_is_rewritten_is_seen(shapes_folder: Path, tmp_path: Path
     assert close(*histories)
 
 
-def test_a_callback_that_looks_at_batches_sees_pictures(shapes_folder: Path) -> None:
+@pytest.mark.parametrize("is_of_class", [True, False])
+def test_a_callback_that_looks_at_batches_sees_pictures(shapes_folder: Path, is_of_class: bool) -> None:
     shapes: set[tuple[int, ...]] = set()
 
     class Looking(Callback):
         def on_test_batch_end(self, batch: int, logs: Any) -> None:
             shapes.add(tuple(self.run.batch.images.shape[1:]))
 
-    fitted(learner(data(shapes_folder, augment=None)), 4, callbacks=[Looking()])
+    class Bare(Callback):
+        pass
+
+    looking: Any = Looking() if is_of_class else Bare()
+    if not is_of_class:
+        looking.on_test_batch_end = lambda batch, logs: Looking.on_test_batch_end(looking, batch, logs)
+    fitted(learner(data(shapes_folder, augment=None)), 4, callbacks=[looking])
     assert shapes == {(3, 32, 32)}
 
 
@@ -273,12 +280,54 @@ def hook(network: Any) -> None:
     network.stem.register_forward_hook(lambda module, given, made: made * 2)
 
 
-@pytest.mark.parametrize("change", [through_data, buffer, module_itself, hook])
+def rolled(network: Any) -> None:
+    with torch.no_grad():  # the same numbers in other places
+        weight = network.stem[0].weight
+        weight.copy_(weight.flatten().roll(2).view_as(weight))
+
+
+def setting(network: Any) -> None:
+    network.stem[1].eps = 10.0
+
+
+def forward_of_its_own(network: Any) -> None:
+    network.stem[2].forward = torch.sigmoid
+
+
+@pytest.mark.parametrize("change", [through_data, buffer, module_itself, hook, rolled, setting, forward_of_its_own])
 @pytest.mark.parametrize("frozen", ["head", "stage"])
 def test_whatever_changes_what_is_frozen_is_noticed(shapes_folder: Path, frozen: str, change: Any) -> None:
     live, known = (learner(data(shapes_folder, augment=None), frozen) for _ in range(2))
     expected = fitted(live, 5, cache_features=False, callbacks=[Change(change)])
     assert close(expected, fitted(known, 5, callbacks=[Change(change)]))
+
+
+def backward_hook(network: Any) -> None:
+    network.register_full_backward_pre_hook(lambda module, gradients: tuple(-each for each in gradients))
+
+
+def test_who_looks_at_the_gradients_of_the_network_sees_them(shapes_folder: Path) -> None:
+    histories = []
+    for kept in (False, "auto"):
+        torch.manual_seed(0)
+        network = Counted()
+        del network.stage[3]  # then what the head gives is what the network gives
+        made = Learner(network, data(shapes_folder, augment=None))
+        made.freeze()
+        histories.append(fitted(made, 5, cache_features=kept, callbacks=[Change(backward_hook)]))
+    assert close(*histories)
+
+
+def test_what_is_set_in_the_head_is_no_reason_to_find_features_anew(shapes_folder: Path) -> None:
+    class Calming(Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any) -> None:
+            next(m for m in self.run.network.fc.modules() if isinstance(m, nn.Dropout)).p = 0.3 / (epoch + 1)
+
+    made = learner(data(shapes_folder, augment=None))
+    fitted(made, 3)
+    once, Counting.pictures = Counting.pictures, 0
+    fitted(learner(data(shapes_folder, augment=None)), 3, callbacks=Calming())
+    assert Counting.pictures == once
 
 
 class Choosy(Counted):
@@ -460,6 +509,20 @@ def test_pictures_that_are_passed_over_are_no_trouble(shapes_folder: Path, tmp_p
     assert Counting.pictures - 2 * tried < 72 + 27 + 30, "they have been looked for more than once"
 
 
+def test_who_takes_the_place_of_a_picture_that_cannot_be_read_is_named(shapes_folder: Path, tmp_path: Path) -> None:
+    class Naming(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any) -> None:
+            named.update(self.run.pictures(batch))
+
+    shutil.copytree(shapes_folder, tmp_path / "shapes")
+    broken = sorted((tmp_path / "shapes" / "train").glob("*/*"))[1]
+    broken.write_bytes(b"none")
+    named: set[str] = set()
+    fitted(learner(data(tmp_path / "shapes", on_error="skip")), 3, cache_features=2, callbacks=Naming())
+    assert len(named) == 71
+    assert str(broken) not in named
+
+
 def test_a_batch_that_memory_does_not_hold_goes_through_in_portions(
     shapes_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -544,6 +607,31 @@ def test_no_process_stays_when_a_fit_is_over(shapes_folder: Path, interrupted: b
     with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
         fitted(made, 1, callbacks=[kept])
     assert set(multiprocessing.active_children()) == before
+
+
+def test_no_process_stays_when_all_features_are_found(shapes_folder: Path) -> None:
+    class Watching(Callback):
+        def on_epoch_end(self, epoch: int, logs: Any) -> None:
+            living.append(len(set(multiprocessing.active_children()) - before))
+
+    living: list[int] = []
+    before = set(multiprocessing.active_children())
+    made = learner(data(shapes_folder, workers=1, cache=None))
+    fitted(made, 3, callbacks=Watching(), cache_features=2)
+    assert living == [1, 0, 0]  # the second view is found in the second epoch
+
+
+def test_pixels_stay_where_there_is_no_room_for_features(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headstart.training.feed._MOST", 1000)
+    pictures = data(shapes_folder, augment=None)
+    made = learner(pictures)
+    opened: list[int] = []
+    sample = FolderSource.sample
+    monkeypatch.setattr(
+        FolderSource, "sample", lambda self, place, side=None: opened.append(place) or sample(self, place, side)
+    )
+    fitted(made, 3)
+    assert len(opened) <= 72 + 27 + 2 * 16 + 5, "pictures were decoded in every epoch"
 
 
 def test_where_nothing_is_frozen_files_are_only_decoded(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from headstart.data.preprocessing import described
 from headstart.data.settings import MOST_SKIPPED
 from headstart.data.sources import Source
 from headstart.errors import DataError, listing
-from headstart.machine import cores, release_memory
+from headstart.machine import cores
 from headstart.randomness import AUGMENTATION, ORDER, derive, generator, seed_sample
 
 Pair = tuple[Tensor, Tensor]
@@ -175,6 +175,10 @@ class SourceBatches:
                 self.pace.add(came - since, left - came, len(batch[1]))
             since = left
 
+    def rest(self) -> None:
+        """Let the processes go until there is an epoch again."""
+        self._loader._iterator = None  # noqa: SLF001 - torch has no public way to end those that persist
+
     def places(self, fit: int, epoch: int, start: int = 0) -> Iterator[list[int]]:
         """Tell which pictures each batch of an epoch holds, by their places in the source."""
         return ([index for index, _ in batch] for batch in self._order.batches(fit, epoch, start))
@@ -319,10 +323,8 @@ class _Order:
 def _stand_apart(worker: int) -> None:  # noqa: ARG001 - as a DataLoader calls it
     """Let a signal to the whole group, such as Ctrl-C, reach the process that trains alone: it ends the others.
 
-    They end by themselves, too, when it is gone: torch's processes look after the one that started them. The memory of
-    a large picture is given back, also where the process that trains holds its own.
+    They end by themselves, too, when it is gone: torch's processes look after the one that started them.
     """
-    release_memory()
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
 

@@ -17,6 +17,7 @@ from headstart.model.stages import Stage, find_stages, locate
 from headstart.model.weights import forget_cached
 from headstart.randomness import preserved
 
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LOOKING = threading.Lock()  # so that of several threads only one lets a network forget
 
 
@@ -147,8 +148,9 @@ class Backbone:
 
     @property
     def frozen_bits(self) -> list[int]:
-        """What can tell that something frozen is not what it was: modules, bits of parameters and of buffers."""
-        return [*map(id, self.network.modules()), *map(bits_of, self.frozen_tensors.values())]
+        """What can tell that something frozen is not what it was: modules, and bits of parameters and of buffers."""
+        tensors = self.frozen_tensors.values()
+        return [*map(id, self.network.modules()), *map(bits_of, tensors), *map(version_of, tensors)]
 
     def freeze_only(self, names: Collection[str]) -> None:
         """Freeze just these parameters; the others train."""
@@ -269,8 +271,25 @@ def objection(backbone: Backbone, sides: Sequence[int]) -> Exception | None:
 
 
 def has_hooks(network: nn.Module) -> bool:
-    """Say whether somebody looks at what goes through a module."""
-    return any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())  # noqa: SLF001 - nothing else tells
+    """Say whether somebody looks at what goes through a module, or at the gradients that come back."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # nothing else tells
+    return any(getattr(module, kind) for module in network.modules() for kind in kinds)
+
+
+def settings_of(module: nn.Module) -> int:
+    """Give a number that changes with the plain values, and the functions, that a module has as its own."""
+    own = ((name, value) for name, value in vars(module).items() if name != "training" and not name.startswith("_"))
+    kept = [(name, value if isinstance(value, _PLAIN) else id(value)) for name, value in own if _decides(value)]
+    return hash(tuple(kept))
+
+
+def _decides(value: object) -> bool:
+    return isinstance(value, _PLAIN) or callable(value)
+
+
+def version_of(tensor: Tensor) -> int:
+    """Give how often a tensor has been written to, by all that does not go through `.data`."""
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - what autograd itself counts
 
 
 def bits_of(tensor: Tensor) -> int:

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,8 +26,11 @@ Arithmetic = Callable[[], AbstractContextManager[object]]
 """Makes the context in which a network is asked, such as autocast."""
 
 
-_ROUNDING = 0.05
-"""Share of the largest feature by which the others may differ where pictures come together: bf16 has eight bits."""
+_FINE, _TF32, _COARSE = 1e-4, 2e-3, 0.05
+"""Share of the largest feature by which the others may differ where pictures come together.
+
+That is for fp32 on a CPU; for fp32 elsewhere, since GPUs may multiply it with eleven bits; and for bf16 with its eight.
+"""
 
 
 class NoCutError(Exception):
@@ -91,6 +95,12 @@ class Cut:
     images: torch.Size
     still: Sequence[Tensor] = ()
     evaluates: bool = False
+
+    @cached_property
+    def deciding(self) -> list[nn.Module]:
+        """The modules whose settings may decide about the features: those before the places, and what holds them."""
+        before = {inner for module, _ in self.before for inner in module.modules()}
+        return [module for module in self.network.modules() if not before.isdisjoint(module.modules())]
 
     def features(self, images: Tensor) -> Tensor:
         """Give what arrives at the places, `[pictures, ...]`, without gradients; what follows is not asked.
@@ -261,7 +271,7 @@ def _is_true(
     known = [features for features in found if features is not None]
     if len(batches) > 1:
         together = _features(backbone, cut, torch.cat([*batches]), arithmetic)
-        if together is None or _differ(together, torch.cat(known)):
+        if together is None or _differ(together, torch.cat(known), arithmetic):
             return False
     pairs = zip(batches, known, strict=True)
     return all(_holds(backbone, cut, images, features, arithmetic, seed) for images, features in pairs)
@@ -274,10 +284,16 @@ def _features(backbone: Backbone, cut: Cut, images: Tensor, arithmetic: Arithmet
         return None if _moved(copies) else features
 
 
-def _differ(one: Tensor, other: Tensor) -> bool:
+def _differ(one: Tensor, other: Tensor, arithmetic: Arithmetic) -> bool:
     """Say whether features are others than by rounding, which may be coarse."""
+    with arithmetic():
+        is_mixed = torch.is_autocast_enabled(other.device.type)
+    if is_mixed or other.dtype in (torch.bfloat16, torch.float16):
+        most = _COARSE
+    else:
+        most = _FINE if other.device.type == "cpu" else _TF32
     one, other = one.float(), other.float()
-    return bool((one - other).abs().amax() > _ROUNDING * other.abs().amax())
+    return bool((one - other).abs().amax() > most * other.abs().amax())
 
 
 def _holds(

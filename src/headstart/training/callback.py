@@ -256,9 +256,7 @@ class Hooks:
         self._listeners = {hook: self._overriding(hook) for hook in HOOKS}
 
     def _overriding(self, hook: str) -> "list[tuple[Callback, Callable[..., None]]]":
-        plain = getattr(Callback, hook)
-        methods = [(callback, getattr(callback, hook)) for callback in self.callbacks]
-        return [(callback, method) for callback, method in methods if getattr(method, "__func__", None) is not plain]
+        return [(callback, getattr(callback, hook)) for callback in self.callbacks if _overrides(callback, hook)]
 
     def call(self, hook: str, *arguments: Any) -> None:
         """Call a hook of all callbacks that override it."""
@@ -292,9 +290,12 @@ def looks_at_batches(callback: Callback) -> bool:
     """Say whether a callback changes batches, or is the user's and has a hook in which it may look at them in a fit."""
     hooks = [hook for hook in HOOKS if re.search("batch|loss|backward|step", hook) and "predict" not in hook]
     own = type(callback).__module__.partition(".")[0] == __name__.partition(".")[0]
-    return (not own or callback.order == Order.DATA) and any(
-        getattr(type(callback), hook) is not getattr(Callback, hook) for hook in hooks
-    )
+    return (not own or callback.order == Order.DATA) and any(_overrides(callback, hook) for hook in hooks)
+
+
+def _overrides(callback: Callback, hook: str) -> bool:
+    """Say whether a callback, or its class, has a hook of its own."""
+    return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
 
 
 def check_callbacks(callbacks: Sequence[Callback], run: Run) -> None:

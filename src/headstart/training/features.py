@@ -20,7 +20,7 @@ from headstart.data.cache import Cache
 from headstart.data.loading import Batches, Pair, SourceBatches
 from headstart.data.sources import FolderSource
 from headstart.data.store import Stamp, stamp
-from headstart.model.backbone import Backbone, bits_of, has_hooks
+from headstart.model.backbone import Backbone, bits_of, has_hooks, settings_of
 from headstart.model.cut import Arithmetic, Cut, NoCutError, find_cut
 from headstart.training.batch import Batch, Preparer
 from headstart.training.portions import is_out_of_memory
@@ -86,8 +86,17 @@ class Entrance:
 
     def _state(self) -> tuple[int, list[int], bool]:
         """Give what is another one once something that is frozen, or stays as it is, has changed."""
-        still = [] if self._cut is None else [bits_of(buffer) for buffer in self._cut.still]
-        return self.backbone.changes, self.backbone.frozen_bits + still, has_hooks(self.backbone.network)
+        cut, told = self._cut, self.backbone.frozen_bits
+        if cut is not None:
+            told += [*map(bits_of, cut.still), *map(settings_of, cut.deciding)]
+        return self.backbone.changes, told, has_hooks(self.backbone.network)
+
+    def has_room(self, cut: Cut, pictures: int) -> bool:
+        """Say whether there is room for features of so many pictures, in memory or in a file."""
+        size = 4 * pictures * sum(shape.numel() for shape in cut.shapes)
+        if self.most_bytes is not None and size > self.most_bytes:
+            return False
+        return size <= max(self.room(0), Cache("disk", _folder()).room())
 
     def _look(self) -> Cut | None:
         try:
@@ -220,6 +229,8 @@ class FeatureBatches:
                 self._lacking.update([view] if self._kept else range(self._views))
                 return None
             self._kept[view] = found
+            if len(self._kept) + len(self._lacking) == self._views:
+                self.in_order.rest()
         return self._kept[view]
 
     def _found(self, cut: Cut, fit: int, view: int, stamps: list[Stamp]) -> _Kept | None:
@@ -242,8 +253,8 @@ class FeatureBatches:
             place = kept.put(place, features, pair[1])
             if begins and kept.goes_on_as(self._shelf.find(path), place):
                 return kept
-        if kept is None or place != len(stamps):
-            return None  # some could not be read, and others take their place
+        if kept is None or self.in_order.told():
+            return None  # some could not be read; where others take their place, somebody may ask for their names
         if kept.is_in_memory:
             self._shelf.keep(path, {"rows": kept.rows, "targets": kept.targets})
         return kept
@@ -276,9 +287,7 @@ def sources_of(*parts: Batches | None) -> list[Batches | None]:
 
 def _in_file(count: int, features: Tensor) -> Tensor | None:
     """Make room for features of so many pictures in a file that is gone with this process, if the disk has it."""
-    width, size, large = features[0].numel(), count * features[0].nbytes, Path("/var/tmp")  # noqa: S108 - files have names of their own
-    # Elsewhere than in /var/tmp what is temporary may lie in memory.
-    folder = large if "TMPDIR" not in os.environ and os.access(large, os.W_OK) else Path(tempfile.gettempdir())
+    width, size, folder = features[0].numel(), count * features[0].nbytes, _folder()
     if Cache("disk", folder).room() < size:
         return None
     try:
@@ -289,6 +298,12 @@ def _in_file(count: int, features: Tensor) -> Tensor | None:
     except (OSError, RuntimeError):  # torch's word for a file that cannot be mapped
         return None
     return torch.empty(0, dtype=features.dtype).set_(storage).view(count, width)  # type: ignore[arg-type]
+
+
+def _folder() -> Path:
+    """Give the folder for such files: elsewhere than in /var/tmp what is temporary may lie in memory."""
+    large = Path("/var/tmp")  # noqa: S108 - files have names of their own
+    return large if "TMPDIR" not in os.environ and os.access(large, os.W_OK) else Path(tempfile.gettempdir())
 
 
 @contextmanager

@@ -125,7 +125,8 @@ class Feed:
             self._data.check(*self._data.fitted)
             with preserved():
                 cut = self._entrance.find()
-            if cut is not None and self._keeps("train") and self._views == 1:
+            has_room = cut is not None and self._entrance.has_room(cut, len(self._data.part("train")))
+            if has_room and self._keeps("train") and self._views == 1:
                 more_than_once.remove("train")
         self._data.prepare(more_than_once)
 
