@@ -480,9 +480,10 @@ def test_what_nobody_has_used_for_a_month_is_removed(folder: Path, tmp_path: Pat
     filled(folder, cache)
     used, unused = stored(cache.place)
     left, own = cache.place / f".{'0' * 32}.pixels.12ab", cache.place / "notes.pixels"
-    for path in (left, own):
+    half = cache.place / ".tmpAb3dE6"  # what safetensors was at
+    for path in (left, own, half):
         path.write_text("")
-    for path in (used, unused, left, own):
+    for path in (used, unused, left, own, half):
         os.utime(path, (time.time() - 31 * 24 * 3600,) * 2)
     data = shapes(folder, cache)
     data.prepare({"val"})  # used anew
@@ -490,6 +491,7 @@ def test_what_nobody_has_used_for_a_month_is_removed(folder: Path, tmp_path: Pat
     assert used.exists()
     assert own.exists()
     assert not left.exists()
+    assert not half.exists()
     assert not unused.exists()
 
 
@@ -508,6 +510,15 @@ def test_those_used_last_stay_in_a_budget(folder: Path, tmp_path: Path) -> None:
     assert not unused.exists()
     assert writing.exists()
     assert len(stored(place)) == 2
+
+
+def test_a_file_that_is_written_anew_needs_no_room_beside_itself(tmp_path: Path) -> None:
+    files = [tmp_path / f"{digit * 32}.features" for digit in "0123"]
+    for age, (file, size) in enumerate(zip(files, (100, 100, 100, 50), strict=True)):
+        file.write_bytes(bytes(size))
+        os.utime(file, (time.time() - 60 * age,) * 2)
+    Cache("disk", tmp_path, budget=350).sweep(200, files[0])
+    assert [file.exists() for file in files] == [True, True, False, True]  # what is older and fits stays
 
 
 # In memory

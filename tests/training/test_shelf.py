@@ -132,6 +132,13 @@ def test_other_pictures_find_nothing(run, tmp_path, options):
     assert len(files(tmp_path)) == 4
 
 
+def test_another_decoder_finds_nothing(run, tmp_path, monkeypatch):
+    run()
+    monkeypatch.setattr("PIL.features.version", lambda feature: "another")
+    run()
+    assert len(files(tmp_path)) == 4
+
+
 def test_a_picture_that_was_rewritten_is_seen(run, folder, tmp_path):
     run()
     shutil.copy(min((folder / "train" / "square").iterdir()), min((folder / "train" / "circle").iterdir()))

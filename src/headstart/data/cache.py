@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import PIL.features
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,7 +25,7 @@ from headstart.data.decode import UnreadableError
 from headstart.data.sources import FolderSource, Source
 from headstart.data.store import OutOfRoomError, Stamp, Store, keep_in_memory, open_store, stamp, write_store
 from headstart.errors import CheckpointError, ConfigError, Demands, is_count, nearest
-from headstart.files import as_path, files_in, free_space, write_atomically
+from headstart.files import WRITTEN_BY_SAFETENSORS, as_path, files_in, free_space, write_atomically
 from headstart.machine import cores, free_memory
 from headstart.version import VERSION
 
@@ -44,7 +45,7 @@ _AT_WORK = 8
 _PATIENCE = 2.0
 """Seconds of decoding after which a terminal shows how far it is."""
 
-_OURS = re.compile(r"(\.)?[0-9a-f]{32}\.(?:pixels|features)(?(1)\.[0-9a-f]+)")
+_OURS = re.compile(rf"(\.)?[0-9a-f]{{32}}\.(?:pixels|features)(?(1)\.[0-9a-f]+)|{WRITTEN_BY_SAFETENSORS}")
 _UNUSED_SECONDS = 30 * 24 * 3600
 """After so long without use a file is removed when another one is written."""
 
@@ -100,19 +101,21 @@ class Cache:
             return int(free_space(self.place) * _SHARE_OF_DISK)
         return int(free_memory() * _SHARE_OF_MEMORY)
 
-    def sweep(self, size: int) -> None:
-        """Make the folder ready for a file of so many bytes.
+    def sweep(self, size: int, target: Path) -> None:
+        """Make the folder ready for a file of so many bytes, which takes the place of what has its name.
 
         What nobody has used for long goes, and what a process that was killed has left; with a budget also what was
         used longest ago, as far as it leaves no room.
         """
         left = None if self.budget is None else self.budget - size
-        for used, taken, file in sorted(map(_about, files_in(self.place, _OURS)), reverse=True):
-            left = None if left is None else left - taken
-            is_too_much = left is not None and left < 0 and not file.name.startswith(".")  # those are being written
+        others = [file for file in files_in(self.place, _OURS) if file != target]
+        for used, taken, file in sorted(map(_about, others), reverse=True):
+            is_too_much = left is not None and taken > left and not file.name.startswith(".")  # those are being written
             if is_too_much or time.time() - used > _UNUSED_SECONDS:
                 with contextlib.suppress(OSError):  # another process was faster
                     file.unlink()
+            elif left is not None:
+                left -= taken
 
 
 CacheLike = Cache | Where | None
@@ -219,7 +222,7 @@ class Memo:
         try:
             room = self.cache.room(taken)
             if path is not None and expected <= room:
-                self.cache.sweep(expected)
+                self.cache.sweep(expected, path)
         except OSError as error:  # a folder that one may not look into
             self._tell(f"the cache's folder cannot be used: {error}")
             return None
@@ -287,8 +290,7 @@ class Memo:
 
     def _key(self) -> bytes:
         """Give 32 bytes that change with whatever the pixels depend on, but for what is in the files."""
-        libraries = [VERSION, *map(version, ("pillow", "torch", "torchvision", "timm")), PIL.features.version("jpg")]
-        made_by = [repr(self.view.frame), self.view.least_side, *libraries]
+        made_by = [repr(self.view.frame), self.view.least_side, *makers_of_pixels()]
         paths = [str(path.absolute()) for path in self.source.paths]
         return hashlib.sha256(repr((made_by, paths)).encode(errors="surrogateescape")).digest()
 
@@ -329,6 +331,13 @@ class Memos:
 
     def __len__(self) -> int:
         return len(self._memos)
+
+
+def makers_of_pixels() -> list[str]:
+    """Name all that decides about pixels beside picture and view: libraries, and what the processor can do."""
+    versions = map(version, ("pillow", "torch", "torchvision", "timm"))
+    kernels = torch.backends.cpu.get_cpu_capability()  # torchvision's resize has one of its own for AVX2
+    return [VERSION, *versions, str(PIL.features.version("jpg")), kernels]
 
 
 def _about(file: Path) -> tuple[float, int, Path]:

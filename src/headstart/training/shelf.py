@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from headstart.data.cache import Cache
+from headstart.data.cache import Cache, makers_of_pixels
 from headstart.data.sources import FolderSource
 from headstart.data.store import Stamp
 from headstart.errors import CheckpointError
@@ -68,6 +68,7 @@ class Shelf:
             return None
         facts = {
             **of_machine(self._device),
+            "pixels": makers_of_pixels(),
             "network": type(self._backbone.network).__name__,
             "frozen": self._digest(cut),
             "precision": self._precision.name,
@@ -99,7 +100,7 @@ class Shelf:
             room = self._cache.room(self._taken + self._pixels())
             why = f"they take {size:,} bytes, and may take {room:,}"
             if size <= room:
-                self._cache.sweep(size)
+                self._cache.sweep(size, path)
                 write_weights(path, tensors, {})
                 self._taken += size
                 return
