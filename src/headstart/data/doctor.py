@@ -130,7 +130,8 @@ def _measured(source: Source, view: View) -> _Parts | None:
     opening = varying = 0.0
     with preserved():
         for place in [number * len(source) // count for number in range(count)]:
-            with suppress(DataError):  # one that cannot be read is the fit's business
+            # One that cannot be read is the fit's business, and so is want of memory or files.
+            with suppress(DataError, OSError, MemoryError):
                 began = time.perf_counter()
                 framed = view.frame(source.sample(place, view.least_side)[0])
                 opened = time.perf_counter()
