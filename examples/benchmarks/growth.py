@@ -1,9 +1,11 @@
 """How time and memory grow: with the pictures, with the classes, with the parameters of the network.
 
-Each point is a process of its own, on pictures that are generated for it: ten epochs of a head on kept features
-(`cache_features=1`), and an epoch in which everything trains. A line for each point, and with `--plot` a chart.
+Each point is a process of its own, on pictures that are generated for it: some epochs of a head on kept features
+(`cache_features=1`), and an epoch in which everything trains. A line for each point, and with `--plot` a chart. With
+`--budget` as many bytes of pixels and features are kept in memory; 0 keeps neither.
 
     python examples/benchmarks/growth.py --plot growth.png
+    python examples/benchmarks/growth.py --axes pictures --epochs 2 --budget 200_000_000
 """
 
 import argparse
@@ -19,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from speed import watched
 
-from headstart import ImageData, Learner
+from headstart import Cache, ImageData, Learner
 
 NETWORK, PICTURES, CLASSES = "test_resnet", 2_500, 10
 AXES: dict[str, Sequence[tuple[str, int, int]]] = {
@@ -43,13 +45,14 @@ def make_pictures(root: Path, pictures: int, classes: int) -> None:
         Image.fromarray(blobs).resize((96, 96), Image.Resampling.BICUBIC).save(folder / f"{index:05}.jpg", quality=90)
 
 
-def train(model: str, folder: Path, image_size: int) -> dict[str, float]:
+def train(model: str, folder: Path, image_size: int, epochs: int, budget: int | None) -> dict[str, float]:
     """Train both ways; give the seconds of each, and the millions of parameters."""
-    data = ImageData.from_folder(folder, image_size=image_size)
+    cache = None if budget == 0 else Cache("auto" if budget is None else "ram", budget=budget)
+    data = ImageData.from_folder(folder, image_size=image_size, cache=cache)
     learner = Learner(model, data, pretrained=False)
     learner.freeze()
     began = time.monotonic()
-    learner.fit(10, lr=1e-3, cache_features=1, verbose=False)
+    learner.fit(epochs, lr=1e-3, cache_features=False if budget == 0 else 1, verbose=False)
     kept = time.monotonic() - began
     learner.unfreeze()
     began = time.monotonic()
@@ -65,7 +68,8 @@ def measured(point: tuple[str, int, int], arguments: argparse.Namespace) -> dict
     with tempfile.TemporaryDirectory() as folder:
         make_pictures(Path(folder), pictures, classes)
         command = [sys.executable, __file__, "--model", model, "--folder", folder]
-        found = watched([*command, "--image-size", str(arguments.image_size)])
+        command += ["--image-size", str(arguments.image_size), "--epochs", str(arguments.epochs)]
+        found = watched(command if arguments.budget is None else [*command, "--budget", str(arguments.budget)])
     return {**found, "pictures": pictures, "classes": classes}
 
 
@@ -75,8 +79,8 @@ def draw(found: dict[str, list[dict[str, float]]], path: Path) -> None:
     panels = figure.subplots(2, len(found), sharey="row", squeeze=False)
     for (name, points), (above, below) in zip(found.items(), panels.T, strict=True):
         across = [point[name] for point in points]
-        above.plot(across, [point["kept"] for point in points], "o-", label="10 epochs of a head on kept features")
-        above.plot(across, [point["whole"] for point in points], "s--", label="1 epoch of everything")
+        above.plot(across, [point["kept"] for point in points], "o-", label="a head on kept features, 10 epochs")
+        above.plot(across, [point["whole"] for point in points], "s--", label="everything, 1 epoch")
         below.plot(across, [point["megabytes"] for point in points], "o-", color="gray")
         for panel in (above, below):
             panel.set(xscale="log", yscale="log")
@@ -84,7 +88,7 @@ def draw(found: dict[str, list[dict[str, float]]], path: Path) -> None:
         below.set_xlabel("parameters, millions" if name == "parameters" else name)
     panels[0][0].set_ylabel("seconds")
     panels[1][0].set_ylabel("megabytes at most")
-    panels[0][0].legend(fontsize="small")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=100)
 
 
@@ -92,6 +96,8 @@ def main() -> None:
     """Measure all points, or be one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=10, help="of the head")
+    parser.add_argument("--budget", type=int, help="bytes for pixels and features; 0 keeps none, left out any may be")
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--share", type=float, default=1.0, help="of the pictures, to try it out")
     parser.add_argument("--plot", type=Path, help="the file of a chart")
@@ -99,7 +105,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.folder is not None:
-        print(json.dumps(train(arguments.model, arguments.folder, arguments.image_size)))
+        settings = (arguments.image_size, arguments.epochs, arguments.budget)
+        print(json.dumps(train(arguments.model, arguments.folder, *settings)))
         return
     found: dict[str, list[dict[str, float]]] = {}
     for axis in arguments.axes:

@@ -80,7 +80,7 @@ def main() -> None:
     batches = make_batches(arguments.steps)
     by_hand(batches[:200])
     with_headstart(batches[:200])
-    ratios = []
+    hands, owns = [], []
     print(f"{arguments.steps} steps a round, torch {torch.__version__}, one thread")
     print("round  by hand us/step  headstart us/step  ratio  loss by hand  loss headstart")
     for number in range(1, arguments.rounds + 1):
@@ -90,13 +90,16 @@ def main() -> None:
         else:
             own_seconds, own_loss, _ = with_headstart(batches)
             hand_seconds, hand_loss, _ = by_hand(batches)
-        ratios.append(own_seconds / hand_seconds)
-        microseconds = 1e6 / arguments.steps
+        hands.append(1e6 * hand_seconds / arguments.steps)
+        owns.append(1e6 * own_seconds / arguments.steps)
         print(
-            f"{number:5}  {hand_seconds * microseconds:15.1f}  {own_seconds * microseconds:17.1f}  {ratios[-1]:5.3f}  "
+            f"{number:5}  {hands[-1]:15.1f}  {owns[-1]:17.1f}  {owns[-1] / hands[-1]:5.3f}  "
             f"{hand_loss:12.6f}  {own_loss:14.6f}"
         )
-    print(f"median ratio {statistics.median(ratios):.3f}")
+    ratios = [own / hand for own, hand in zip(owns, hands, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    print(f"by hand {statistics.median(hands):.0f} us/step, headstart {statistics.median(owns):.0f} us/step")
+    print(f"median ratio {middle:.3f} (half of the rounds from {low:.3f} to {high:.3f})")
 
 
 if __name__ == "__main__":

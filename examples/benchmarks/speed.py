@@ -1,8 +1,9 @@
 """Measure whole trainings beside the loop of PyTorch's tutorial, with the accuracy and the memory beside every time.
 
-The same work for both: 25 epochs of SGD in batches of 16 on the CPU, val after each, with pictures that are cropped at
+The same task for both: 25 epochs of SGD in batches of 16 on the CPU, val after each, with pictures that are cropped at
 random and flipped. Both do it as they come: the loop by hand in fp32 with one process for its pictures and crops that
-show 8 % of them at the least, headstart with its own precision, processes, cache and crops. Every training is a process
+show 8 % of them at the least, headstart with its own precision, processes, cache and crops. With "views" headstart does
+less: it keeps features of so many views of each picture, one of them without augmentation. Every training is a process
 of its own, the two take turns, and each round has another seed. The clock of the loop by hand starts with its first
 epoch, that of headstart before it has looked at the folder. Of the loop by hand fewer epochs can be timed
 (--hand-epochs): the others are taken to be as long as the median of those after the first one, and no accuracy is told

@@ -26,5 +26,7 @@ def train(arguments: argparse.Namespace) -> list[float]:
 
 if __name__ == "__main__":
     parser = command_line()
-    parser.add_argument("--views", type=int, help="views of each picture whose features are kept; none as it comes")
+    parser.add_argument(
+        "--views", type=int, help="views of each picture whose features are kept; left out, as it comes"
+    )
     run(train, parser)
