@@ -512,6 +512,15 @@ def test_those_used_last_stay_in_a_budget(folder: Path, tmp_path: Path) -> None:
     assert len(stored(place)) == 2
 
 
+def test_a_file_that_another_run_has_swept_at_once_is_told_and_done_without(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cache_module, "open_store", lambda path, key: path.unlink(missing_ok=True))
+    swept = filled(folder, Cache("disk", tmp_path / "kept"))
+    assert "was gone as soon as it was written" in capsys.readouterr().out
+    assert same(epochs(swept), epochs(shapes(folder, None)))
+
+
 def test_a_file_that_is_written_anew_needs_no_room_beside_itself(tmp_path: Path) -> None:
     files = [tmp_path / f"{digit * 32}.features" for digit in "0123"]
     for age, (file, size) in enumerate(zip(files, (100, 100, 100, 50), strict=True)):

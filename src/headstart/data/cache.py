@@ -232,7 +232,9 @@ class Memo:
                 return keep_in_memory(self._pictures(stamps, None), room)
             if expected <= room and path is not None:
                 write_atomically(path, lambda file: write_store(file, self._pictures(stamps, found), room, key))
-                return open_store(path, key)
+                if (store := open_store(path, key)) is not None:
+                    return store
+                why = f"{path} was gone as soon as it was written; another run may need the room of its budget"
         except CheckpointError as error:
             why, self._failed = error.arrived, stamps
         except OutOfRoomError:
