@@ -83,7 +83,8 @@ def memory_held() -> Iterator[None]:
     try:
         yield
     finally:
-        _holders.pop()
+        if _holders:  # else this is a process that was forked inside
+            _holders.pop()
         if not _holders:
             _give_back()
 
@@ -98,6 +99,7 @@ def _give_back() -> None:
 def _stand_apart() -> None:
     """Hold nothing in a process that was forked: one of a loader would keep the room of its largest picture."""
     if _holders:
+        _holders.clear()
         _give_back()
 
 

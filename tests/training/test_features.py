@@ -290,11 +290,17 @@ def setting(network: Any) -> None:
     network.stem[1].eps = 10.0
 
 
+def tuple_of_settings(network: Any) -> None:
+    network.stem[0].stride = (1, 1)
+
+
 def forward_of_its_own(network: Any) -> None:
     network.stem[2].forward = torch.sigmoid
 
 
-@pytest.mark.parametrize("change", [through_data, buffer, module_itself, hook, rolled, setting, forward_of_its_own])
+@pytest.mark.parametrize(
+    "change", [through_data, buffer, module_itself, hook, rolled, setting, tuple_of_settings, forward_of_its_own]
+)
 @pytest.mark.parametrize("frozen", ["head", "stage"])
 def test_whatever_changes_what_is_frozen_is_noticed(shapes_folder: Path, frozen: str, change: Any) -> None:
     live, known = (learner(data(shapes_folder, augment=None), frozen) for _ in range(2))
@@ -316,6 +322,41 @@ def test_who_looks_at_the_gradients_of_the_network_sees_them(shapes_folder: Path
         made.freeze()
         histories.append(fitted(made, 5, cache_features=kept, callbacks=[Change(backward_hook)]))
     assert close(*histories)
+
+
+def test_the_same_weights_written_again_are_no_reason_to_find_features_anew(shapes_folder: Path) -> None:
+    class Rewriting(Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any) -> None:
+            network = self.run.network
+            network.load_state_dict({name: value.clone() for name, value in network.state_dict().items()})
+
+    made = learner(data(shapes_folder, augment=None))
+    fitted(made, 3)
+    once, Counting.pictures = Counting.pictures, 0
+    fitted(learner(data(shapes_folder, augment=None)), 3, callbacks=Rewriting())
+    assert Counting.pictures == once
+
+
+class Noting(Counted):
+    """A network that keeps a note of its batches."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen += len(images)
+        return super().forward(images)
+
+
+def test_what_a_forward_notes_is_no_reason_to_find_features_anew(shapes_folder: Path) -> None:
+    counts = []
+    for epochs in (3, 6):
+        torch.manual_seed(0)
+        network = Noting()
+        network.stem[0] = Counting(3, 8, 3, stride=2)
+        made = Learner(network, data(shapes_folder, augment=None))
+        made.freeze()
+        Counting.pictures = 0
+        fitted(made, epochs)
+        counts.append(Counting.pictures)
+    assert counts[0] == counts[1]
 
 
 def test_what_is_set_in_the_head_is_no_reason_to_find_features_anew(shapes_folder: Path) -> None:

@@ -114,7 +114,7 @@ class Cache:
             if is_too_much or time.time() - used > _UNUSED_SECONDS:
                 with contextlib.suppress(OSError):  # another process was faster
                     file.unlink()
-            elif left is not None:
+            elif left is not None and not re.fullmatch(WRITTEN_BY_SAFETENSORS, file.name):
                 left -= taken
 
 

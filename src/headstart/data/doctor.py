@@ -130,8 +130,8 @@ def _measured(source: Source, view: View) -> _Parts | None:
     opening = varying = 0.0
     with preserved():
         for place in [number * len(source) // count for number in range(count)]:
-            # One that cannot be read is the fit's business, and so is want of memory or files.
-            with suppress(DataError, OSError, MemoryError):
+            # One that cannot be read is the fit's business, and so is want of files or memory (RuntimeError: torch's).
+            with suppress(DataError, OSError, MemoryError, RuntimeError):
                 began = time.perf_counter()
                 framed = view.frame(source.sample(place, view.least_side)[0])
                 opened = time.perf_counter()

@@ -177,6 +177,8 @@ class SourceBatches:
 
     def rest(self) -> None:
         """Let the processes go until there is an epoch again."""
+        if self._at is not None:
+            self._at.fill_(-1)
         self._loader._iterator = None  # noqa: SLF001 - torch has no public way to end those that persist
 
     def places(self, fit: int, epoch: int, start: int = 0) -> Iterator[list[int]]:

@@ -17,6 +17,9 @@ from headstart.model.stages import Stage, find_stages, locate
 from headstart.model.weights import forget_cached
 from headstart.randomness import preserved
 
+_PARTS = 16
+"""Parts of a tensor whose bits are summed up each by itself."""
+
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LOOKING = threading.Lock()  # so that of several threads only one lets a network forget
 
@@ -149,8 +152,7 @@ class Backbone:
     @property
     def frozen_bits(self) -> list[int]:
         """What can tell that something frozen is not what it was: modules, and bits of parameters and of buffers."""
-        tensors = self.frozen_tensors.values()
-        return [*map(id, self.network.modules()), *map(bits_of, tensors), *map(version_of, tensors)]
+        return [*map(id, self.network.modules()), *map(bits_of, self.frozen_tensors.values())]
 
     def freeze_only(self, names: Collection[str]) -> None:
         """Freeze just these parameters; the others train."""
@@ -276,24 +278,22 @@ def has_hooks(network: nn.Module) -> bool:
     return any(getattr(module, kind) for module in network.modules() for kind in kinds)
 
 
-def settings_of(module: nn.Module) -> int:
-    """Give a number that changes with the plain values, and the functions, that a module has as its own."""
-    own = ((name, value) for name, value in vars(module).items() if name != "training" and not name.startswith("_"))
-    kept = [(name, value if isinstance(value, _PLAIN) else id(value)) for name, value in own if _decides(value)]
-    return hash(tuple(kept))
+def settings_of(module: nn.Module) -> dict[str, object]:
+    """Give the plain values, and the functions, that a module has as its own, as what can be compared."""
+    own = {name: value for name, value in vars(module).items() if name != "training" and not name.startswith("_")}
+    plain = {name: repr(value) for name, value in own.items() if _is_plain(value)}
+    return plain | {name: value for name, value in own.items() if callable(value)}
 
 
-def _decides(value: object) -> bool:
-    return isinstance(value, _PLAIN) or callable(value)
-
-
-def version_of(tensor: Tensor) -> int:
-    """Give how often a tensor has been written to, by all that does not go through `.data`."""
-    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - what autograd itself counts
+def _is_plain(value: object) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
 def bits_of(tensor: Tensor) -> int:
-    """Give the sum of a tensor's bits, taken as whole numbers of eight bytes as far as that is possible."""
+    """Give a digest of a tensor's bits: sums of them, as whole numbers of eight bytes as far as that is possible.
+
+    There is a sum for each of some parts, so that numbers that have only moved are noticed, too.
+    """
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)  # as it lies in memory
@@ -303,4 +303,10 @@ def bits_of(tensor: Tensor) -> int:
         tensor.element_size() if (tensor.nbytes | begins) % 8 else 8
     )  # torch sums up eight bytes much faster than four
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
-    return int(tensor.view(whole).sum(dtype=torch.int64))
+    words = tensor.view(whole)
+    even = len(words) // _PARTS * _PARTS
+    sums = [
+        words[:even].view(_PARTS, even // _PARTS).sum(1, dtype=torch.int64),
+        words[even:].sum(0, keepdim=True, dtype=torch.int64),
+    ]
+    return hash(torch.cat(sums).cpu().numpy().tobytes())

@@ -26,6 +26,7 @@ Arithmetic = Callable[[], AbstractContextManager[object]]
 """Makes the context in which a network is asked, such as autocast."""
 
 
+_HALVES = (torch.bfloat16, torch.float16)
 _FINE, _TF32, _COARSE = 1e-4, 2e-3, 0.05
 """Share of the largest feature by which the others may differ where pictures come together.
 
@@ -99,6 +100,9 @@ class Cut:
     @cached_property
     def deciding(self) -> list[nn.Module]:
         """The modules whose settings may decide about the features: those before the places, and what holds them."""
+        if len(self.places) > 1:  # what lies between them has its say about the features of the later ones
+            behind = {inner for module in self.places.values() for inner in module.modules()}
+            return [module for module in self.network.modules() if module not in behind]
         before = {inner for module, _ in self.before for inner in module.modules()}
         return [module for module in self.network.modules() if not before.isdisjoint(module.modules())]
 
@@ -271,7 +275,8 @@ def _is_true(
     known = [features for features in found if features is not None]
     if len(batches) > 1:
         together = _features(backbone, cut, torch.cat([*batches]), arithmetic)
-        if together is None or _differ(together, torch.cat(known), arithmetic):
+        halves = any(tensor.dtype in _HALVES for tensor in backbone.network.parameters())
+        if together is None or _differ(together, torch.cat(known), arithmetic, halves=halves):
             return False
     pairs = zip(batches, known, strict=True)
     return all(_holds(backbone, cut, images, features, arithmetic, seed) for images, features in pairs)
@@ -284,14 +289,12 @@ def _features(backbone: Backbone, cut: Cut, images: Tensor, arithmetic: Arithmet
         return None if _moved(copies) else features
 
 
-def _differ(one: Tensor, other: Tensor, arithmetic: Arithmetic) -> bool:
-    """Say whether features are others than by rounding, which may be coarse."""
+def _differ(one: Tensor, other: Tensor, arithmetic: Arithmetic, *, halves: bool) -> bool:
+    """Say whether features are others than by rounding, which is coarse where some of it is done in half precision."""
     with arithmetic():
         is_mixed = torch.is_autocast_enabled(other.device.type)
-    if is_mixed or other.dtype in (torch.bfloat16, torch.float16):
-        most = _COARSE
-    else:
-        most = _FINE if other.device.type == "cpu" else _TF32
+    full = _FINE if other.device.type == "cpu" else _TF32
+    most = _COARSE if is_mixed or halves or other.dtype in _HALVES else full
     one, other = one.float(), other.float()
     return bool((one - other).abs().amax() > most * other.abs().amax())
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headstart.data.cache import Cache
 from headstart.data.loading import Batches, Pair, SourceBatches
@@ -62,7 +62,8 @@ class Entrance:
     room: Callable[[int], int]
     most_bytes: int | None = None
     most_numbers: int | None = None
-    _seen: tuple[int, list[int], bool] | None = field(default=None, init=False)
+    _seen: tuple[int, list[object], bool] | None = field(default=None, init=False)
+    _restless: set[nn.Module] = field(default_factory=set, init=False)  # those that change their settings by themselves
     _cut: Cut | None = field(default=None, init=False)
     kept: "weakref.WeakSet[_Kept]" = field(default_factory=weakref.WeakSet, init=False)  # by all who enter here
 
@@ -84,11 +85,12 @@ class Entrance:
             self._seen = self._state()
         return self._cut
 
-    def _state(self) -> tuple[int, list[int], bool]:
+    def _state(self) -> tuple[int, list[object], bool]:
         """Give what is another one once something that is frozen, or stays as it is, has changed."""
-        cut, told = self._cut, self.backbone.frozen_bits
+        cut, told = self._cut, list[object](self.backbone.frozen_bits)
         if cut is not None:
-            told += [*map(bits_of, cut.still), *map(settings_of, cut.deciding)]
+            told += [bits_of(buffer) for buffer in cut.still]
+            told += [settings_of(module) for module in cut.deciding if module not in self._restless]
         return self.backbone.changes, told, has_hooks(self.backbone.network)
 
     def has_room(self, cut: Cut, pictures: int) -> bool:
@@ -96,15 +98,17 @@ class Entrance:
         size = 4 * pictures * sum(shape.numel() for shape in cut.shapes)
         if self.most_bytes is not None and size > self.most_bytes:
             return False
-        return size <= max(self.room(0), Cache("disk", _folder()).room())
+        return size <= self.room(0) or size <= _room_in_file()
 
     def _look(self) -> Cut | None:
+        settings = {module: settings_of(module) for module in self.backbone.network.modules()}
         try:
             with self.backbone.in_training():
                 cut = find_cut(self.backbone, self.pictures(), self.arithmetic, self.seed)
         except NoCutError as reason:
             print(f"pictures go through the frozen stages in every epoch, since of this network {reason}")  # noqa: T201
             return None
+        self._restless = {module for module, before in settings.items() if settings_of(module) != before}
         size = sum(shape.numel() for shape in cut.shapes)
         return cut if self.most_numbers is None or size <= self.most_numbers else None
 
@@ -227,11 +231,11 @@ class FeatureBatches:
             if found is None:
                 # Where one view could be kept it is room that others lack; else none can be.
                 self._lacking.update([view] if self._kept else range(self._views))
-                return None
-            self._kept[view] = found
+            else:
+                self._kept[view] = found
             if len(self._kept) + len(self._lacking) == self._views:
-                self.in_order.rest()
-        return self._kept[view]
+                self.in_order.rest()  # all is found that can be
+        return self._kept.get(view)
 
     def _found(self, cut: Cut, fit: int, view: int, stamps: list[Stamp]) -> _Kept | None:
         """Have what is kept of a view of all pictures: from the shelf, or by asking the network."""
@@ -287,11 +291,11 @@ def sources_of(*parts: Batches | None) -> list[Batches | None]:
 
 def _in_file(count: int, features: Tensor) -> Tensor | None:
     """Make room for features of so many pictures in a file that is gone with this process, if the disk has it."""
-    width, size, folder = features[0].numel(), count * features[0].nbytes, _folder()
-    if Cache("disk", folder).room() < size:
+    width, size = features[0].numel(), count * features[0].nbytes
+    if _room_in_file() < size:
         return None
     try:
-        with tempfile.NamedTemporaryFile(dir=folder) as file:
+        with tempfile.NamedTemporaryFile(dir=_folder()) as file:
             if hasattr(os, "posix_fallocate"):  # else a disk that fills up later would end the process
                 os.posix_fallocate(file.fileno(), 0, size)
             storage = torch.UntypedStorage.from_file(file.name, shared=True, nbytes=size)
@@ -304,6 +308,13 @@ def _folder() -> Path:
     """Give the folder for such files: elsewhere than in /var/tmp what is temporary may lie in memory."""
     large = Path("/var/tmp")  # noqa: S108 - files have names of their own
     return large if "TMPDIR" not in os.environ and os.access(large, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def _room_in_file() -> int:
+    try:
+        return Cache("disk", _folder()).room()
+    except OSError:  # no folder can be written to
+        return 0
 
 
 @contextmanager

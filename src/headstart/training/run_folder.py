@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from headstart.errors import CheckpointError, listing
-from headstart.files import WRITTEN_BY_SAFETENSORS, files_in, locked
+from headstart.files import files_in, locked
 from headstart.model.weights import DamagedError
 from headstart.training.checkpoint import read_weights, write_weights
 from headstart.training.packing import unpack
@@ -20,7 +20,7 @@ _FINISHED = "finished.safetensors"
 _STATE = re.compile(r"state-\d{6,}\.safetensors")
 _KEPT_FILES = re.compile(rf"({_STATE.pattern})|{re.escape(_FINISHED)}")
 _MODEL = re.compile(r"(best|last|epoch)[-\d]*\.safetensors")
-_UNFINISHED_WRITE = re.compile(rf"\..+\.safetensors\.[0-9a-f]{{8}}|{WRITTEN_BY_SAFETENSORS}")
+_UNFINISHED_WRITE = re.compile(r"\..+\.safetensors\.[0-9a-f]{8}")
 _KEPT = 2  # so that a damaged one costs a few minutes and not the run
 
 
