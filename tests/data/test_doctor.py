@@ -57,6 +57,18 @@ def test_nothing_is_said_where_training_hardly_waits(shapes_folder, waited):
     assert diagnose(data_of(shapes_folder), Pace(waited, 9.0, 1000), 0, 8) == ""
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [MemoryError(), OSError(24, "Too many open files"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+def test_what_it_cannot_measure_for_want_of_something_it_does_without(shapes_folder, monkeypatch, failure):
+    def sample(self, place, side=None):
+        raise failure
+
+    monkeypatch.setattr("headstart.data.sources.FolderSource.sample", sample)
+    assert "training waits for its pictures 67% of the time" in diagnose(data_of(shapes_folder), TWO_THIRDS, 0, 0)
+
+
 def test_what_costs_most_is_named_with_what_it_would_bring(shapes_folder, costs, cores):
     cores(1)
     costs(opening=5, varying=1)
@@ -100,7 +112,8 @@ def test_keeping_is_not_advised_in_the_last_epoch_nor_where_the_disk_was_refused
     assert "cache=" not in diagnose(data_of(shapes_folder, cache="disk"), TWO_THIRDS, 0, 0)
 
 
-def test_where_memory_had_no_room_the_disk_is_named(shapes_folder, cores, monkeypatch):
+def test_where_memory_had_no_room_the_disk_is_named(shapes_folder, costs, cores, monkeypatch):
+    costs(8, 1)
     cores(1)
     monkeypatch.setattr("headstart.data.cache.free_memory", lambda: 0)
     data = data_of(shapes_folder, cache="auto", image_size=32)
