@@ -49,9 +49,8 @@ def compare(arguments: argparse.Namespace, folder: Path, way: str) -> None:
     sides = CHOICES[arguments.choice]
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     data = ImageData.from_folder(folder, batch_size=16, image_size=arguments.image_size)
-    train(
-        argparse.Namespace(**vars(arguments) | {"epochs": 1, "whole_epochs": 1}), data, way, 0
-    )  # decodes and warms up
+    short = argparse.Namespace(**vars(arguments) | {"epochs": 1, "whole_epochs": 1})
+    train(short, data, way, 0)  # decodes, and warms up
     for number, seed in enumerate(arguments.seeds):
         for name in list(sides)[:: -1 if number % 2 else 1]:
             results[name].append(train(arguments, data, way, seed, **sides[name]))

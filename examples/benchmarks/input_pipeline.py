@@ -35,7 +35,7 @@ Epoch = Callable[[int], Iterable[Tensor]]
 
 
 def by_hand(folder: Path) -> Epoch:
-    """Make batches as PyTorch's tutorial does, in this process."""
+    """Make batches with what torchvision has, in this process."""
     loader = DataLoader(ImageFolder(folder, PLAIN), batch_size=32, shuffle=True)
     return lambda _: (images for images, _ in loader)
 

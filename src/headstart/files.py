@@ -74,10 +74,6 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink()
 
 
-WRITTEN_BY_SAFETENSORS = r"\.tmp[0-9A-Za-z]{6}"
-"""What safetensors calls a file that it has not finished, beside the one that is asked for: a regular expression."""
-
-
 def files_in(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
     """Give the files of a folder whose whole names fit a pattern, hidden ones too; none where there is no folder."""
     there = folder.iterdir() if folder.is_dir() else ()

@@ -25,7 +25,7 @@ from headstart.data.decode import UnreadableError
 from headstart.data.sources import FolderSource, Source
 from headstart.data.store import OutOfRoomError, Stamp, Store, keep_in_memory, open_store, stamp, write_store
 from headstart.errors import CheckpointError, ConfigError, Demands, is_count, nearest
-from headstart.files import WRITTEN_BY_SAFETENSORS, as_path, files_in, free_space, write_atomically
+from headstart.files import as_path, files_in, free_space, write_atomically
 from headstart.machine import cores, free_memory
 from headstart.version import VERSION
 
@@ -45,7 +45,10 @@ _AT_WORK = 8
 _PATIENCE = 2.0
 """Seconds of decoding after which a terminal shows how far it is."""
 
-_OURS = re.compile(rf"(\.)?[0-9a-f]{{32}}\.(?:pixels|features)(?(1)\.[0-9a-f]+)|{WRITTEN_BY_SAFETENSORS}")
+_BY_SAFETENSORS = r"\.tmp[0-9A-Za-z]{6}"
+"""What safetensors calls a file that it has not finished, beside the one that it is asked for."""
+
+_OURS = re.compile(rf"(\.)?[0-9a-f]{{32}}\.(?:pixels|features)(?(1)\.[0-9a-f]+)|{_BY_SAFETENSORS}")
 _UNUSED_SECONDS = 30 * 24 * 3600
 """After so long without use a file is removed when another one is written."""
 
@@ -114,7 +117,7 @@ class Cache:
             if is_too_much or time.time() - used > _UNUSED_SECONDS:
                 with contextlib.suppress(OSError):  # another process was faster
                     file.unlink()
-            elif left is not None and not re.fullmatch(WRITTEN_BY_SAFETENSORS, file.name):
+            elif left is not None and not re.fullmatch(_BY_SAFETENSORS, file.name):
                 left -= taken
 
 

@@ -125,8 +125,8 @@ class Feed:
             self._data.check(*self._data.fitted)
             with preserved():
                 cut = self._entrance.find()
-            has_room = cut is not None and self._entrance.has_room(cut, len(self._data.part("train")))
-            if has_room and self._keeps("train") and self._views == 1:
+            is_once = self._keeps("train") and self._views == 1
+            if is_once and cut is not None and self._entrance.has_room(cut, len(self._data.part("train"))):
                 more_than_once.remove("train")
         self._data.prepare(more_than_once)
 
