@@ -73,13 +73,13 @@ def measured(point: tuple[str, int, int], arguments: argparse.Namespace) -> dict
     return {**found, "pictures": pictures, "classes": classes}
 
 
-def draw(found: dict[str, list[dict[str, float]]], path: Path) -> None:
+def draw(found: dict[str, list[dict[str, float]]], head: str, path: Path) -> None:
     """Draw seconds above, megabytes below, one column for each thing that grows."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     panels = figure.subplots(2, len(found), sharey="row", squeeze=False)
     for (name, points), (above, below) in zip(found.items(), panels.T, strict=True):
         across = [point[name] for point in points]
-        above.plot(across, [point["kept"] for point in points], "o-", label="a head on kept features, 10 epochs")
+        above.plot(across, [point["kept"] for point in points], "o-", label=head)
         above.plot(across, [point["whole"] for point in points], "s--", label="everything, 1 epoch")
         below.plot(across, [point["megabytes"] for point in points], "o-", color="gray")
         for panel in (above, below):
@@ -120,7 +120,8 @@ def main() -> None:
                 flush=True,
             )
     if arguments.plot is not None:
-        draw(found, arguments.plot)
+        kept = "" if arguments.budget == 0 else " on kept features"
+        draw(found, f"a head{kept}, {arguments.epochs} epochs", arguments.plot)
 
 
 if __name__ == "__main__":

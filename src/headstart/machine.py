@@ -96,7 +96,7 @@ def _give_back() -> None:
         library.malloc_trim(0)
 
 
-def _stand_apart() -> None:
+def _hold_nothing() -> None:
     """Hold nothing in a process that was forked: one of a loader would keep the room of its largest picture."""
     if _holders:
         _holders.clear()
@@ -104,7 +104,7 @@ def _stand_apart() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_stand_apart)
+    os.register_at_fork(after_in_child=_hold_nothing)
 
 
 def _set_allocator(settings: Mapping[int, int]) -> None:

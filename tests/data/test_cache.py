@@ -475,8 +475,12 @@ def test_processes_that_are_not_forked_give_the_same(folder: Path, tmp_path: Pat
     assert all(torch.equal(memo.sample(number)[0], other.sample(number)[0]) for number in range(len(memo)))
 
 
-def test_what_nobody_has_used_for_a_month_is_removed(folder: Path, tmp_path: Path) -> None:
-    cache = Cache("disk", tmp_path / "kept")
+@pytest.mark.parametrize("is_ours_alone", [True, False])
+def test_what_nobody_has_used_for_a_month_is_removed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_ours_alone: bool
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache = Cache("disk", None if is_ours_alone else tmp_path / "headstart")
     filled(folder, cache)
     used, unused = stored(cache.place)
     left, own = cache.place / f".{'0' * 32}.pixels.12ab", cache.place / "notes.pixels"
@@ -491,7 +495,7 @@ def test_what_nobody_has_used_for_a_month_is_removed(folder: Path, tmp_path: Pat
     assert used.exists()
     assert own.exists()
     assert not left.exists()
-    assert not half.exists()
+    assert half.exists() is not is_ours_alone  # other programs call their files so, too
     assert not unused.exists()
 
 
@@ -519,6 +523,14 @@ def test_a_file_that_another_run_has_swept_at_once_is_told_and_done_without(
     swept = filled(folder, Cache("disk", tmp_path / "kept"))
     assert "was gone as soon as it was written" in capsys.readouterr().out
     assert same(epochs(swept), epochs(shapes(folder, None)))
+
+
+def test_one_that_cannot_be_read_back_is_told(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cache_module, "open_store", lambda path, key: None)
+    assert same(epochs(filled(folder, Cache("disk", tmp_path / "kept"))), epochs(shapes(folder, None)))
+    assert "cannot be read: pictures are decoded in every epoch" in capsys.readouterr().out
 
 
 def test_a_file_that_is_written_anew_needs_no_room_beside_itself(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from headstart.model.backbone import Backbone, Layer
+from headstart.model.backbone import Backbone, Layer, bits_of
 from headstart.model.head import Head
 from headstart.model.zoo import open_network
 
@@ -248,3 +248,16 @@ def test_an_attention_with_a_dropout_of_its_own_kind_is_cut_into_stages() -> Non
 
     network = nn.Sequential(nn.Linear(8, 8), Attention(), nn.Linear(8, 3))
     assert network[1].dropout in Backbone(open_network(network, 3)).stages[-1].quiet
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64, torch.bool])
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (64, 32, 3, 3)])
+def test_no_two_numbers_change_places_unnoticed(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    tensor = (100 * torch.randn(shape)).to(dtype)
+    before = bits_of(tensor)
+    assert bits_of(tensor.clone()) == before
+    for number in range(0, tensor.numel() - 1, 17):
+        moved = tensor.clone()
+        moved.view(-1)[[number, number + 1]] = moved.view(-1)[[number + 1, number]]
+        assert (bits_of(moved) == before) is torch.equal(moved, tensor)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from headstart.model.backbone import Backbone
-from headstart.model.cut import Cut, NoCutError, find_cut
+from headstart.model.cut import Arithmetic, Cut, NoCutError, find_cut
 from headstart.model.head import Head
 from headstart.model.zoo import open_network
 from headstart.randomness import preserved, seed_step
@@ -58,10 +58,10 @@ def pictures(backbone: Backbone, *counts: int) -> list[Tensor]:
     return [torch.randn(count, 3, *backbone.preprocessing.image_size, generator=generator) for count in counts]
 
 
-def entrance(backbone: Backbone, *counts: int) -> Cut:
+def entrance(backbone: Backbone, *counts: int, arithmetic: Arithmetic = nullcontext) -> Cut:
     with preserved():
         return find_cut(
-            backbone, pictures(backbone, *(counts or (3, 2))), nullcontext, lambda seed: seed_step(seed, CPU)
+            backbone, pictures(backbone, *(counts or (3, 2))), arithmetic, lambda seed: seed_step(seed, CPU)
         )
 
 
@@ -179,6 +179,13 @@ def test_what_a_forward_does_in_between_is_seen(between: Any, reason: str | None
     else:
         with pytest.raises(NoCutError, match=reason):
             entrance(backbone)
+
+
+@pytest.mark.parametrize("arithmetic", [nullcontext, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_a_little_mixing_shows_in_half_precision_too(arithmetic: Any) -> None:
+    with pytest.raises(NoCutError, match="more of what comes before"):
+        entrance(frozen(Body(lambda body, maps: maps + 0.04 * maps.mean(0))), arithmetic=arithmetic)
+    assert entrance(frozen(Body()), arithmetic=arithmetic).places
 
 
 def test_a_module_that_draws_seldom_is_one_that_draws() -> None:

@@ -45,10 +45,10 @@ _AT_WORK = 8
 _PATIENCE = 2.0
 """Seconds of decoding after which a terminal shows how far it is."""
 
-_BY_SAFETENSORS = r"\.tmp[0-9A-Za-z]{6}"
-"""What safetensors calls a file that it has not finished, beside the one that it is asked for."""
+_OURS = re.compile(r"(\.)?[0-9a-f]{32}\.(?:pixels|features)(?(1)\.[0-9a-f]+)")
+_UNFINISHED = re.compile(rf"{_OURS.pattern}|\.tmp[0-9A-Za-z]{{6}}")
+"""Also what safetensors calls a file that it has not finished, as other programs do: looked for where we are alone."""
 
-_OURS = re.compile(rf"(\.)?[0-9a-f]{{32}}\.(?:pixels|features)(?(1)\.[0-9a-f]+)|{_BY_SAFETENSORS}")
 _UNUSED_SECONDS = 30 * 24 * 3600
 """After so long without use a file is removed when another one is written."""
 
@@ -65,8 +65,8 @@ class Cache:
         folder: for `"disk"`; None is `headstart` in `$XDG_CACHE_HOME`, or else in `~/.cache`. What is in it may be
             deleted at any time.
         budget: the bytes that all parts may take together, and for `"disk"` all that is in the folder, where what was
-            used longest ago makes room; None is a quarter of the memory that is free, or nine tenths of the disk's free
-            space.
+            used last stays, as far as it fits; None is a quarter of the memory that is free, or nine tenths of the
+            disk's free space.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -107,17 +107,18 @@ class Cache:
     def sweep(self, size: int, target: Path) -> None:
         """Make the folder ready for a file of so many bytes, which takes the place of what has its name.
 
-        What nobody has used for long goes, and what a process that was killed has left; with a budget also what was
-        used longest ago, as far as it leaves no room.
+        What nobody has used for long goes, and what a process that was killed has left; with a budget what fits into
+        it stays, from what was used last on.
         """
         left = None if self.budget is None else self.budget - size
-        others = [file for file in files_in(self.place, _OURS) if file != target]
+        ours = _OURS if self.folder is not None else _UNFINISHED
+        others = [file for file in files_in(self.place, ours) if file != target]
         for used, taken, file in sorted(map(_about, others), reverse=True):
             is_too_much = left is not None and taken > left and not file.name.startswith(".")  # those are being written
             if is_too_much or time.time() - used > _UNUSED_SECONDS:
                 with contextlib.suppress(OSError):  # another process was faster
                     file.unlink()
-            elif left is not None and not re.fullmatch(_BY_SAFETENSORS, file.name):
+            elif left is not None:
                 left -= taken
 
 
@@ -237,7 +238,8 @@ class Memo:
                 write_atomically(path, lambda file: write_store(file, self._pictures(stamps, found), room, key))
                 if (store := open_store(path, key)) is not None:
                     return store
-                why = f"{path} was gone as soon as it was written; another run may need the room of its budget"
+                gone = "was gone as soon as it was written; another run may need the room of its budget"
+                why = f"{path} {'cannot be read' if path.exists() else gone}"
         except CheckpointError as error:
             why, self._failed = error.arrived, stamps
         except OutOfRoomError:

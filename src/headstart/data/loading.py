@@ -192,6 +192,11 @@ class SourceBatches:
         stand_ins = [next(n % size for n in range(i, i + size) if n % size not in self._skipped) for i in indices]
         return self._names(stand_ins)
 
+    @property
+    def has_passed_over(self) -> bool:
+        """Whether some pictures could not be read."""
+        return bool(self._skipped)
+
     def told(self) -> str:
         """Say which pictures have been passed over, or nothing."""
         names = listing(self._names(sorted(self._skipped)), most=20)

@@ -1,5 +1,6 @@
 """A network with its head and its stages, and what of it is frozen."""
 
+import math
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +18,11 @@ from headstart.model.stages import Stage, find_stages, locate
 from headstart.model.weights import forget_cached
 from headstart.randomness import preserved
 
-_PARTS = 16
 """Parts of a tensor whose bits are summed up each by itself."""
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_FEW = 1024  # words that are looked at as they are: sums of them would take longer
+_OF_TORCH = frozenset(vars(nn.Module()))  # its mode, and dicts of parameters, hooks and the like
 _LOOKING = threading.Lock()  # so that of several threads only one lets a network forget
 
 
@@ -152,7 +154,7 @@ class Backbone:
     @property
     def frozen_bits(self) -> list[int]:
         """What can tell that something frozen is not what it was: modules, and bits of parameters and of buffers."""
-        return [*map(id, self.network.modules()), *map(bits_of, self.frozen_tensors.values())]
+        return [*map(id, self.network.modules()), bits_of(*self.frozen_tensors.values())]
 
     def freeze_only(self, names: Collection[str]) -> None:
         """Freeze just these parameters; the others train."""
@@ -280,7 +282,7 @@ def has_hooks(network: nn.Module) -> bool:
 
 def settings_of(module: nn.Module) -> dict[str, object]:
     """Give the plain values, and the functions, that a module has as its own, as what can be compared."""
-    own = {name: value for name, value in vars(module).items() if name != "training" and not name.startswith("_")}
+    own = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
     plain = {name: repr(value) for name, value in own.items() if _is_plain(value)}
     return plain | {name: value for name, value in own.items() if callable(value)}
 
@@ -289,24 +291,30 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
-def bits_of(tensor: Tensor) -> int:
-    """Give a digest of a tensor's bits: sums of them, as whole numbers of eight bytes as far as that is possible.
+def bits_of(*tensors: Tensor) -> int:
+    """Give a digest of the bits of tensors, as whole numbers of eight bytes as far as that is possible.
 
-    There is a sum for each of some parts, so that numbers that have only moved are noticed, too.
+    Of many there are only sums: they are laid out as a square, and its rows and columns are summed up, so that numbers
+    that have only moved are noticed, too. All sums are fetched at once: from a GPU each would be waited for.
     """
+    if not tensors:
+        return 0
+    sums = [part.to(tensors[0].device) for tensor in tensors for part in _sums(tensor)]
+    return hash(torch.cat(sums).cpu().numpy().tobytes())
+
+
+def _sums(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Give the sums of rows and columns of a square of words, and the rest of them; few words are given as they are."""
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)  # as it lies in memory
     tensor = tensor.permute(order).contiguous().flatten()
     begins = tensor.storage_offset() * tensor.element_size()
-    size = (
-        tensor.element_size() if (tensor.nbytes | begins) % 8 else 8
-    )  # torch sums up eight bytes much faster than four
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
-    words = tensor.view(whole)
-    even = len(words) // _PARTS * _PARTS
-    sums = [
-        words[:even].view(_PARTS, even // _PARTS).sum(1, dtype=torch.int64),
-        words[even:].sum(0, keepdim=True, dtype=torch.int64),
-    ]
-    return hash(torch.cat(sums).cpu().numpy().tobytes())
+    # torch sums up eight bytes much faster than four
+    size = tensor.element_size() if (tensor.nbytes | begins) % 8 else 8
+    words = tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
+    if len(words) <= _FEW:
+        return (words.long(),)
+    side = math.isqrt(len(words))
+    square = words[: side * side].view(side, side)
+    return square.sum(1, dtype=torch.int64), square.sum(0, dtype=torch.int64), words[side * side :].long()

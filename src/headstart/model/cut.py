@@ -10,7 +10,7 @@ and believed only when the logits have the same bits.
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -28,9 +28,10 @@ Arithmetic = Callable[[], AbstractContextManager[object]]
 
 _HALVES = (torch.bfloat16, torch.float16)
 _FINE, _TF32, _COARSE = 1e-4, 2e-3, 0.05
-"""Share of the largest feature by which the others may differ where pictures come together.
+"""Share of the largest feature by which the others may differ where more pictures come along.
 
-That is for fp32 on a CPU; for fp32 elsewhere, since GPUs may multiply it with eleven bits; and for bf16 with its eight.
+That is for fp32 on a CPU; for fp32 elsewhere, since GPUs may multiply it with eleven bits; and for networks that are
+kept in half precision, with eight.
 """
 
 
@@ -99,12 +100,17 @@ class Cut:
 
     @cached_property
     def deciding(self) -> list[nn.Module]:
-        """The modules whose settings may decide about the features: those before the places, and what holds them."""
+        """The modules whose settings may decide about the features: those before the places, and what holds either."""
         if len(self.places) > 1:  # what lies between them has its say about the features of the later ones
             behind = {inner for module in self.places.values() for inner in module.modules()}
             return [module for module in self.network.modules() if module not in behind]
         before = {inner for module, _ in self.before for inner in module.modules()}
-        return [module for module in self.network.modules() if not before.isdisjoint(module.modules())]
+        return [
+            module
+            for module in self.network.modules()
+            if not before.isdisjoint(module.modules())
+            or any(place is not module and place in module.modules() for place in self.places.values())
+        ]
 
     def features(self, images: Tensor) -> Tensor:
         """Give what arrives at the places, `[pictures, ...]`, without gradients; what follows is not asked.
@@ -273,11 +279,8 @@ def _is_true(
     if any(features is None for features in found):
         return False
     known = [features for features in found if features is not None]
-    if len(batches) > 1:
-        together = _features(backbone, cut, torch.cat([*batches]), arithmetic)
-        halves = any(tensor.dtype in _HALVES for tensor in backbone.network.parameters())
-        if together is None or _differ(together, torch.cat(known), arithmetic, halves=halves):
-            return False
+    if len(batches) > 1 and _mixes(backbone, cut, batches, arithmetic):
+        return False
     pairs = zip(batches, known, strict=True)
     return all(_holds(backbone, cut, images, features, arithmetic, seed) for images, features in pairs)
 
@@ -289,13 +292,21 @@ def _features(backbone: Backbone, cut: Cut, images: Tensor, arithmetic: Arithmet
         return None if _moved(copies) else features
 
 
-def _differ(one: Tensor, other: Tensor, arithmetic: Arithmetic, *, halves: bool) -> bool:
-    """Say whether features are others than by rounding, which is coarse where some of it is done in half precision."""
-    with arithmetic():
-        is_mixed = torch.is_autocast_enabled(other.device.type)
-    full = _FINE if other.device.type == "cpu" else _TF32
-    most = _COARSE if is_mixed or halves or other.dtype in _HALVES else full
-    one, other = one.float(), other.float()
+def _mixes(backbone: Backbone, cut: Cut, batches: Sequence[Tensor], arithmetic: Arithmetic) -> bool:
+    """Say whether what arrives at a cut differs, but for rounding, where more pictures come along.
+
+    Without autocast, as coarse as half precision is, so that a little mixing shows.
+    """
+    halves = any(tensor.dtype in _HALVES for tensor in backbone.network.parameters())
+    plainly = arithmetic if halves else nullcontext
+    try:
+        together, alone = (_features(backbone, cut, some, plainly) for some in (torch.cat([*batches]), batches[-1]))
+    except RuntimeError:  # its forward counts on autocast
+        return True
+    if together is None or alone is None:
+        return True
+    most = _COARSE if halves or alone.dtype in _HALVES else _FINE if alone.device.type == "cpu" else _TF32
+    one, other = together[-len(alone) :].float(), alone.float()
     return bool((one - other).abs().amax() > most * other.abs().amax())
 
 

@@ -63,7 +63,7 @@ class Entrance:
     most_bytes: int | None = None
     most_numbers: int | None = None
     _seen: tuple[int, list[object], bool] | None = field(default=None, init=False)
-    _restless: set[nn.Module] = field(default_factory=set, init=False)  # those that change their settings by themselves
+    _restless: set[tuple[nn.Module, str]] = field(default_factory=set, init=False)  # settings that a forward changes
     _cut: Cut | None = field(default=None, init=False)
     kept: "weakref.WeakSet[_Kept]" = field(default_factory=weakref.WeakSet, init=False)  # by all who enter here
 
@@ -89,16 +89,20 @@ class Entrance:
         """Give what is another one once something that is frozen, or stays as it is, has changed."""
         cut, told = self._cut, list[object](self.backbone.frozen_bits)
         if cut is not None:
-            told += [bits_of(buffer) for buffer in cut.still]
-            told += [settings_of(module) for module in cut.deciding if module not in self._restless]
+            told.append(bits_of(*cut.still))
+            told += [
+                {name: value for name, value in settings_of(module).items() if (module, name) not in self._restless}
+                for module in cut.deciding
+            ]
         return self.backbone.changes, told, has_hooks(self.backbone.network)
 
-    def has_room(self, cut: Cut, pictures: int) -> bool:
-        """Say whether there is room for features of so many pictures, in memory or in a file."""
-        size = 4 * pictures * sum(shape.numel() for shape in cut.shapes)
+    def place_for(self, size: int) -> Literal["memory", "file"] | None:
+        """Say where there is room for so many bytes of features of a part, if anywhere."""
         if self.most_bytes is not None and size > self.most_bytes:
-            return False
-        return size <= self.room(0) or size <= _room_in_file()
+            return None
+        if size <= self.room(sum(kept.rows.nbytes for kept in self.kept if kept.is_in_memory)):
+            return "memory"
+        return "file" if size <= _room_in_file() else None
 
     def _look(self) -> Cut | None:
         settings = {module: settings_of(module) for module in self.backbone.network.modules()}
@@ -108,7 +112,13 @@ class Entrance:
         except NoCutError as reason:
             print(f"pictures go through the frozen stages in every epoch, since of this network {reason}")  # noqa: T201
             return None
-        self._restless = {module for module, before in settings.items() if settings_of(module) != before}
+        now = {module: settings_of(module) for module in settings}
+        self._restless = {
+            (module, name)
+            for module, before in settings.items()
+            for name in before.keys() | now[module].keys()
+            if before.get(name) != now[module].get(name)
+        }
         size = sum(shape.numel() for shape in cut.shapes)
         return cut if self.most_numbers is None or size <= self.most_numbers else None
 
@@ -244,6 +254,8 @@ class FeatureBatches:
         path = self._shelf.path(cut, words, self._part, stamps)
         for pair in self.in_order.epoch(fit, view):
             entrance.heed()
+            if self.in_order.has_passed_over:
+                break
             try:
                 with entrance.arithmetic():
                     features = cut.features(entrance.prepare(pair).images)
@@ -257,28 +269,33 @@ class FeatureBatches:
             place = kept.put(place, features, pair[1])
             if begins and kept.goes_on_as(self._shelf.find(path), place):
                 return kept
-        if kept is None or self.in_order.told():
-            return None  # some could not be read; where others take their place, somebody may ask for their names
-        if kept.is_in_memory:
+        if self.in_order.has_passed_over:  # where others take their place, somebody may ask for their names
+            self._tell("some pictures are passed over: all")
+            return None
+        if kept is not None and kept.is_in_memory:
             self._shelf.keep(path, {"rows": kept.rows, "targets": kept.targets})
         return kept
 
     def _make_room(self, features: Tensor, stamps: list[Stamp]) -> _Kept | None:
-        entrance, count, size = self._entrance, len(stamps), len(stamps) * features[0].nbytes
-        fits = size <= entrance.room(sum(kept.rows.nbytes for kept in entrance.kept if kept.is_in_memory))
-        rows = None
-        if entrance.most_bytes is None or size <= entrance.most_bytes:
-            rows = torch.empty(count, features[0].numel(), dtype=features.dtype) if fits else _in_file(count, features)
+        count, size = len(stamps), len(stamps) * features[0].nbytes
+        place, rows = self._entrance.place_for(size), None
+        if place == "memory":
+            rows = torch.empty(count, features[0].numel(), dtype=features.dtype)
+        elif place == "file":
+            rows = _in_file(count, features)
         if rows is None:
-            if not self._lacking:
-                lack, when = ("more room", "some epochs") if self._kept else ("room", "every epoch")
-                print(f"no {lack} for {size / 1e6:,.0f} MB: {count} pictures go through the frozen stages in {when}")  # noqa: T201
+            self._tell(f"no {'more ' if self._kept else ''}room for {size / 1e6:,.0f} MB: {count}")
             return None
         has_channels_last = features.ndim == 4 and not features.is_contiguous()
         targets = torch.empty(count, dtype=torch.int64)
-        kept = _Kept(rows, targets, features.shape[1:], has_channels_last, fits, stamps)
-        entrance.kept.add(kept)
+        kept = _Kept(rows, targets, features.shape[1:], has_channels_last, place == "memory", stamps)
+        self._entrance.kept.add(kept)
         return kept
+
+    def _tell(self, why: str) -> None:
+        """Say once that pictures take the long way."""
+        if not self._lacking:
+            print(f"{why} pictures go through the frozen stages in {'some epochs' if self._kept else 'every epoch'}")  # noqa: T201
 
 
 def sources_of(*parts: Batches | None) -> list[Batches | None]:
@@ -292,8 +309,6 @@ def sources_of(*parts: Batches | None) -> list[Batches | None]:
 def _in_file(count: int, features: Tensor) -> Tensor | None:
     """Make room for features of so many pictures in a file that is gone with this process, if the disk has it."""
     width, size = features[0].numel(), count * features[0].nbytes
-    if _room_in_file() < size:
-        return None
     try:
         with tempfile.NamedTemporaryFile(dir=_folder()) as file:
             if hasattr(os, "posix_fallocate"):  # else a disk that fills up later would end the process

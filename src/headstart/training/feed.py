@@ -125,9 +125,11 @@ class Feed:
             self._data.check(*self._data.fitted)
             with preserved():
                 cut = self._entrance.find()
-            is_once = self._keeps("train") and self._views == 1
-            if is_once and cut is not None and self._entrance.has_room(cut, len(self._data.part("train"))):
-                more_than_once.remove("train")
+            is_once = self._keeps("train") and self._views == 1 and not self._data.skips
+            if is_once and cut is not None:
+                numbers = len(self._data.part("train")) * sum(shape.numel() for shape in cut.shapes)
+                if self._entrance.place_for(4 * numbers) is not None:  # bytes, at the most
+                    more_than_once.remove("train")
         self._data.prepare(more_than_once)
 
     @property
