@@ -159,7 +159,7 @@ def carry_over(old: Optimizer | None, new: Optimizer) -> None:
 
 
 def drop_gradients(optimizer: Optimizer) -> None:
-    """Let go of all gradients, without torch's `zero_grad`: the profiling in it takes several percent of a small step."""
+    """Let go of all gradients, but not by torch's `zero_grad`: its profiling takes several percent of a small step."""
     if getattr(optimizer.zero_grad, "__func__", None) is not Optimizer.zero_grad:
         optimizer.zero_grad()  # one of its own, which may leave zeros, and do more
     for group in optimizer.param_groups:
