@@ -289,7 +289,7 @@ class Learner:
         demands.check("resume", resume, isinstance(resume, bool), "True or False; a ModelCheckpoint has the folder")
         demands.check("on_oom", on_oom, on_oom in get_args(OnOom), "'auto', 'split' or 'raise'")
         kept = cache_features == "auto" or cache_features is False or is_count(cache_features)
-        demands.check("cache_features", cache_features, kept, "'auto', False, or a number of views, 1 or more")
+        demands.check("cache_features", cache_features, kept, "'auto', False, or a number of views such as 4")
         demands.check("callbacks", callbacks, isinstance(callbacks, Iterable | Callback), "a list of callbacks")
         demands.settle()
         callbacks = _listed(callbacks)

@@ -55,6 +55,10 @@ def filled(folder: Path, cache: Any, **settings: Any) -> ImageData:
     return data
 
 
+def placed(where: Any, folder: Path, **settings: Any) -> Cache:
+    return Cache(where, folder if where == "disk" else None, **settings)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, shapes_folder: Path) -> Path:
     """Copy two classes, five pictures of each to train on and two to validate on, to be changed by a test."""
@@ -92,7 +96,7 @@ def stored(folder: Path) -> list[Path]:
 @pytest.mark.parametrize("augment", ["default", "strong", "light", None, *[[name] for name in _STEPS]])
 def test_the_batches_are_those_without_a_cache(shapes_folder: Path, tmp_path: Path, where: Any, augment: Any) -> None:
     plain = shapes(shapes_folder, None, augment=augment)
-    kept = filled(shapes_folder, Cache(where, tmp_path), augment=augment)
+    kept = filled(shapes_folder, placed(where, tmp_path), augment=augment)
     assert same(epochs(plain), epochs(kept))
     assert same(epochs(plain), epochs(kept)), "what was kept has been written to"
 
@@ -100,7 +104,7 @@ def test_the_batches_are_those_without_a_cache(shapes_folder: Path, tmp_path: Pa
 @pytest.mark.parametrize("where", ["ram", "disk"])
 def test_so_are_those_that_processes_prepare(shapes_folder: Path, tmp_path: Path, where: Any) -> None:
     plain = shapes(shapes_folder, None)
-    kept = filled(shapes_folder, Cache(where, tmp_path), workers=2)
+    kept = filled(shapes_folder, placed(where, tmp_path), workers=2)
     assert same(epochs(plain), epochs(kept))
 
 
@@ -109,7 +113,7 @@ def test_real_photographs_keep_every_pixel(assets: Path, tmp_path: Path) -> None
     plain = ImageData.from_folder(photographs, cache=None, workers=0, batch_size=64)
     part = next(iter(plain.train_batches(seed=0).epoch(1, 0)))
     for where in ("ram", "disk"):
-        kept = filled(photographs, Cache(where, tmp_path), image_size=None, batch_size=64)
+        kept = filled(photographs, placed(where, tmp_path), image_size=None, batch_size=64)
         assert same([part], [next(iter(kept.train_batches(seed=0).epoch(1, 0)))])
 
 
@@ -121,7 +125,7 @@ def test_a_fit_ends_at_the_same_weights(shapes_folder: Path, tmp_path: Path, whe
         learner.fit(2, lr=1e-3, verbose=False)
         return learner.model.state_dict()
 
-    plain, kept = trained(None), trained(Cache(where, tmp_path))
+    plain, kept = trained(None), trained(placed(where, tmp_path))
     assert all(torch.equal(tensor, kept[name]) for name, tensor in plain.items())
 
 
@@ -184,7 +188,7 @@ def test_what_may_draw_is_not_kept(shapes_folder: Path, decoded: list[Path]) -> 
 def test_a_picture_that_is_rewritten_is_decoded_anew(
     folder: Path, tmp_path: Path, where: Any, decoded: list[Path]
 ) -> None:
-    data = filled(folder, Cache(where, tmp_path / "kept"))
+    data = filled(folder, placed(where, tmp_path / "kept"))
     before = epochs(data)
     changed = folder / "train" / "circle" / "02.jpg"
     Image.new("RGB", (50, 60), "red").save(changed)
@@ -353,7 +357,7 @@ def test_a_budget_that_does_not_hold_all_is_told_and_done_without(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for where in ("auto", "ram", "disk"):
-        data = filled(folder, Cache(where, tmp_path / "kept", budget=10_000))  # type: ignore[arg-type]
+        data = filled(folder, placed(where, tmp_path / "kept", budget=10_000))  # type: ignore[arg-type]
         assert same(epochs(data), epochs(shapes(folder, None)))
         assert data.memos.size <= 10_000
         assert "MB, may take 0 MB: pictures are decoded in every epoch" in capsys.readouterr().out
@@ -410,10 +414,15 @@ def test_the_nearest_place_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "wrong"), [("folder", 3), ("budget", 0), ("budget", -1), ("budget", 1.5), ("budget", True)]
+    ("name", "wrong"), [("folder", 3), ("folder", ""), ("budget", 0), ("budget", -1), ("budget", 1.5), ("budget", True)]
 )
 def test_settings_out_of_range_are_refused(name: str, wrong: Any) -> None:
     assert f"{name}={wrong!r}" in refusal(ConfigError, lambda: Cache(**{name: wrong})).arrived
+
+
+@pytest.mark.parametrize("where", ["auto", "ram"])
+def test_a_folder_for_what_stays_in_memory_is_refused(tmp_path: Path, where: Any) -> None:
+    assert f"where={where!r}" in refusal(ConfigError, lambda: Cache(where, tmp_path)).arrived
 
 
 def test_the_folder_is_that_for_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -469,7 +478,7 @@ def test_two_that_write_the_same_file_both_end_right(folder: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("where", ["ram", "disk"])
 def test_processes_that_are_not_forked_give_the_same(folder: Path, tmp_path: Path, where: Any) -> None:
-    memo = filled(folder, Cache(where, tmp_path / "kept")).memos["train"]
+    memo = filled(folder, placed(where, tmp_path / "kept")).memos["train"]
     other = pickle.loads(pickle.dumps(memo))  # noqa: S301 - as the loader's processes are given it
     assert (other.store is None) == (where == "ram")
     assert all(torch.equal(memo.sample(number)[0], other.sample(number)[0]) for number in range(len(memo)))

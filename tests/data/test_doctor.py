@@ -20,7 +20,7 @@ TWO_THIRDS = Pace(waited=6.0, worked=3.0, pictures=1000)
 
 
 def diagnose(data: ImageData, pace: Pace, processes: int, free_cores: int, epochs: int = 3, takes: bool = True) -> str:
-    return diagnose_fit(data, pace, processes, free_cores, epochs, lambda side: takes)
+    return diagnose_fit(data, pace, processes, (free_cores + 1, 1), epochs, lambda side: takes)
 
 
 def data_of(folder: Path, **options: Any) -> ImageData:
@@ -174,6 +174,16 @@ def test_what_is_the_users_own_is_not_called_to_be_measured(shapes_folder, shape
     for data in (pipeline, dataset):
         assert "workers=" in diagnose(data, TWO_THIRDS, 0, 7)
     assert not calls
+
+
+def test_a_core_that_waits_may_prepare_pictures_too(shapes_folder, cores):
+    cores(2)
+    slow = data_of(shapes_folder, augment=lambda picture: picture)
+    # Each second of training takes both cores: 1,000 pictures 8.5 + 2 x 1.5 of theirs, 5.75 s where neither waits.
+    said = diagnose_fit(slow, Pace(waited=8.5, worked=1.5, pictures=1000), 0, (2, 2), 3, lambda side: True)
+    assert said.endswith("With workers=2 training would be about 1.7 times as fast")
+    said = diagnose_fit(slow, Pace(waited=4.5, worked=5.5, pictures=1000), 0, (2, 2), 3, lambda side: True)
+    assert said.endswith("With workers=1 training would be about 1.3 times as fast")  # 7.75 s, with one or two
 
 
 def test_measuring_draws_nothing(shapes_folder):

@@ -272,7 +272,7 @@ def test_a_network_with_hooks_is_left_alone() -> None:
 def test_a_compiled_network_is_left_alone() -> None:
     network = Body()
     network.compile()
-    with pytest.raises(NoCutError, match="it is compiled"):
+    with pytest.raises(NoCutError, match="the network is compiled"):
         entrance(frozen(network))
 
 

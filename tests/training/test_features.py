@@ -358,6 +358,44 @@ def test_settings_are_looked_at_wherever_features_are_made(shapes_folder: Path, 
     assert close(*histories)
 
 
+class Annealing(Counted):
+    """A network that does less and less to its pictures."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen += 1
+        return super().forward(images * (1 + 1 / self.seen))
+
+
+def test_what_a_network_counts_is_left_as_it_was_by_a_trial(
+    shapes_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    histories = []
+    for kept in (False, "auto"):
+        torch.manual_seed(0)
+        made = Learner(Annealing(), data(shapes_folder, augment=None), head=Head(init="xavier"))
+        made.freeze()
+        histories.append(fitted(made, 3, cache_features=kept))
+    assert histories[0] == histories[1]
+    assert "in every epoch: a forward draws random numbers outside of modules" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("views", "augment", "told"),
+    [
+        (1, "default", "cache_features=1: the frozen stages see each training picture once, without augmentation"),
+        (2, "default", "see 2 augmented views of each training picture, which take turns in 3 epochs"),
+        (3, "default", None),
+        (1, None, None),
+    ],
+)
+def test_what_variety_is_given_up_is_told(
+    shapes_folder: Path, capsys: pytest.CaptureFixture[str], views: int, augment: Any, told: str | None
+) -> None:
+    fitted(learner(data(shapes_folder, augment=augment)), 3, cache_features=views)
+    out = capsys.readouterr().out
+    assert "cache_features=" not in out if told is None else told in out
+
+
 def backward_hook(network: Any) -> None:
     network.register_full_backward_pre_hook(lambda module, gradients: tuple(-each for each in gradients))
 

@@ -69,7 +69,8 @@ class Cache:
             disk's free space.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: an argument is out of range, or there is a folder for what stays in memory. A fit raises it where
+            the budget does not hold one picture.
 
     Example:
         >>> Cache("disk", folder="/scratch/pixels", budget=20_000_000_000).where
@@ -83,8 +84,10 @@ class Cache:
     def __post_init__(self) -> None:
         demands = Demands("For example cache='disk', or Cache('disk', folder='/scratch', budget=20_000_000_000).")
         demands.check("where", self.where, self.where in get_args(Where), f"one of {', '.join(get_args(Where))}")
-        path = self.folder is None or isinstance(self.folder, str | os.PathLike)
+        path = self.folder is None or (isinstance(self.folder, str | os.PathLike) and str(self.folder) != "")
         demands.check("folder", self.folder, path, "the path of a folder, or None")
+        fits = self.folder is None or self.where == "disk"
+        demands.check("where", self.where, fits, "'disk', since a folder is given")
         counted = self.budget is None or is_count(self.budget)
         demands.check("budget", self.budget, counted, "a whole number of bytes, 1 or more, or None")
         demands.settle()

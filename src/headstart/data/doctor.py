@@ -53,14 +53,14 @@ class _Parts:
         return self.opening + self.varying
 
 
-def diagnose(data: ImageData, pace: Pace, processes: int, free_cores: int, epochs: int, takes: Takes) -> str:
+def diagnose(data: ImageData, pace: Pace, processes: int, cores: tuple[int, int], epochs: int, takes: Takes) -> str:
     """Say how long training waits for its pictures, and which change would help most; nothing where it hardly waits.
 
     Args:
         data: whose train part is trained on.
         pace: how the fit's time was spent so far.
         processes: how many prepare its batches; 0 is training's own.
-        free_cores: processor cores that training leaves to others.
+        cores: of the processor, in all and those that training keeps busy.
         epochs: that are still to come after this one.
         takes: says whether the network takes pictures of so many pixels a side.
     """
@@ -71,7 +71,7 @@ def diagnose(data: ImageData, pace: Pace, processes: int, free_cores: int, epoch
     preparing = now * processes if processes else now * pace.share_waited
     told = f"training waits for its pictures {pace.share_waited:.0%} of the time: preparing one takes "
     told += f"{1000 * preparing:.1f} ms" + (f", in {processes} processes" if processes > 1 else "")
-    ways = _ways(data, pace, processes, free_cores, takes)
+    ways = _ways(data, pace, processes, cores, takes)
     if epochs < 1:
         ways.pop(_KEEP, None)  # what this epoch has to decode it has to decode
     gains = {change: now / seconds for change, seconds in ways.items()}
@@ -84,7 +84,7 @@ def diagnose(data: ImageData, pace: Pace, processes: int, free_cores: int, epoch
     return f"{told}. With {change} {trains} would be about {gain:.1f} times as fast{price}"
 
 
-def _ways(data: ImageData, pace: Pace, processes: int, free_cores: int, takes: Takes) -> dict[str, float]:
+def _ways(data: ImageData, pace: Pace, processes: int, cores: tuple[int, int], takes: Takes) -> dict[str, float]:
     """Give what could be changed, with the seconds that a picture would take, prepared and trained on.
 
     What changes no number comes first.
@@ -102,8 +102,11 @@ def _ways(data: ImageData, pace: Pace, processes: int, free_cores: int, takes: T
     ways: dict[str, float] = {}
     if parts is not None and source is part and (data.cache is None or data.cache.where != "disk"):
         ways[_KEEP] = with_less(parts.varying / parts.both)
-    if (count := min(data.worker_count(source, "auto"), free_cores)) > processes:
-        ways[f"workers={count}"] = max(work, (now * processes if processes else waited) / count)
+    preparing, (there, busy) = now * processes if processes else waited, cores
+    count = data.worker_count(source, "auto")  # leaves a core to training, which hardly needs it where it waits long
+    for more in (count, count + 1 if count == there - 1 else count):
+        if processes < more <= there:
+            ways[f"workers={more}"] = max(work, preparing / more, (preparing + busy * work) / there)
     if parts is not None:
         for change, other in _lighter(data, takes).items():
             lighter = _measured(source, other if source is part else other.of_framed())

@@ -287,6 +287,22 @@ def settings_of(module: nn.Module) -> dict[str, object]:
     return plain | {name: value for name, value in own.items() if callable(value)}
 
 
+@contextmanager
+def settings_kept(network: nn.Module) -> Iterator[set[tuple[nn.Module, str]]]:
+    """Put back what modules have as their own and a forward changes inside; the names of such settings are given."""
+    before = {module: (vars(module).copy(), settings_of(module)) for module in network.modules()}
+    changed: set[tuple[nn.Module, str]] = set()
+    try:
+        yield changed
+    finally:
+        for module, (own, settings) in before.items():
+            now, there = settings_of(module), vars(module)
+            changed |= {(module, key) for key in now.keys() | settings.keys() if now.get(key) != settings.get(key)}
+            for name in [name for name in there if name not in _OF_TORCH and name not in own]:
+                del there[name]
+            there.update({name: value for name, value in own.items() if name not in _OF_TORCH})
+
+
 def _is_plain(value: object) -> bool:
     return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 

@@ -165,9 +165,9 @@ def find_cut(backbone: Backbone, batches: Sequence[Tensor], arithmetic: Arithmet
     """
     network = backbone.network
     if network._compiled_call_impl is not None:  # noqa: SLF001 - nn.Module.compile leaves no other trace
-        raise NoCutError("it is compiled")
+        raise NoCutError("the network is compiled")
     if has_hooks(network):
-        raise NoCutError("some modules have hooks")
+        raise NoCutError("some modules of the network have hooks")
     watched, still = [], list(backbone.moving)
     for number in range(2):
         with _undisturbed(backbone) as copies, arithmetic():
@@ -189,7 +189,7 @@ def find_cut(backbone: Backbone, batches: Sequence[Tensor], arithmetic: Arithmet
             with backbone.evaluating():
                 last = batches[-1:]
                 return replace(cut, still=still, evaluates=_is_true(backbone, cut, last, arithmetic, seed))
-    raise NoCutError("what it trains needs more of what comes before than can be handed in")
+    raise NoCutError("what trains needs more of what comes before than can be handed in")
 
 
 def _watched(network: nn.Module, images: Tensor) -> list[_Call]:
@@ -229,17 +229,19 @@ def _watched(network: nn.Module, images: Tensor) -> list[_Call]:
 def _first_live(backbone: Backbone, first: Sequence[_Call], second: Sequence[_Call]) -> _Call:
     """Find the first call of a module that trains, draws, or looks at its batch as a whole."""
     if [call.module for call in first] != [call.module for call in second]:
-        raise NoCutError("it goes another way each time")
+        raise NoCutError("the network goes another way each time")
     for one, other in zip(first, second, strict=True):
         if not one.is_leaf:
             continue
         if one.begun != first[0].begun or not _alike(one.given, other.given):
-            raise NoCutError("its frozen part draws random numbers outside of modules")
+            raise NoCutError(
+                "a forward draws random numbers outside of modules such as nn.Dropout, or counts its calls"
+            )
         trains = any(parameter.requires_grad for parameter in one.module.parameters())
         draws = one.ended != one.begun or not _alike(one.answer, other.answer)
         if trains or draws or backbone.mixes(one.module):
             return one
-    raise NoCutError("nothing of it trains")
+    raise NoCutError("nothing of the network trains")
 
 
 def _other_heads(first: Sequence[_Call], second: Sequence[_Call], live: _Call) -> list[_Call]:

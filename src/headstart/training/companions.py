@@ -111,7 +111,7 @@ class Doctor(Callback):
             self.data,
             self.batches.pace,
             self.batches.workers,
-            cores() - busy,
+            (cores(), busy),
             epochs,
             lambda side: objection(backbone, (side, side)) is None,
         ):

@@ -20,7 +20,7 @@ from headstart.data.cache import Cache
 from headstart.data.loading import Batches, Pair, SourceBatches
 from headstart.data.sources import FolderSource
 from headstart.data.store import Stamp, stamp
-from headstart.model.backbone import Backbone, bits_of, has_hooks, settings_of
+from headstart.model.backbone import Backbone, bits_of, has_hooks, settings_kept, settings_of
 from headstart.model.cut import Arithmetic, Cut, NoCutError, find_cut
 from headstart.training.batch import Batch, Preparer
 from headstart.training.portions import is_out_of_memory
@@ -105,20 +105,12 @@ class Entrance:
         return "file" if size <= _room_in_file() else None
 
     def _look(self) -> Cut | None:
-        settings = {module: settings_of(module) for module in self.backbone.network.modules()}
         try:
-            with self.backbone.in_training():
+            with self.backbone.in_training(), settings_kept(self.backbone.network) as self._restless:
                 cut = find_cut(self.backbone, self.pictures(), self.arithmetic, self.seed)
         except NoCutError as reason:
-            print(f"pictures go through the frozen stages in every epoch, since of this network {reason}")  # noqa: T201
+            print(f"pictures go through the frozen stages in every epoch: {reason}")  # noqa: T201
             return None
-        now = {module: settings_of(module) for module in settings}
-        self._restless = {
-            (module, name)
-            for module, before in settings.items()
-            for name in before.keys() | now[module].keys()
-            if before.get(name) != now[module].get(name)
-        }
         size = sum(shape.numel() for shape in cut.shapes)
         return cut if self.most_numbers is None or size <= self.most_numbers else None
 

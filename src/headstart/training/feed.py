@@ -80,6 +80,7 @@ class Feed:
         self._shelf = Shelf(on_disk, backbone, device, precision, lambda: data.memos.size)
         if asked not in ("auto", 0):
             self._demand_sense(backbone)
+            self._tell_what_is_seen()
 
     def _demand_sense(self, backbone: Backbone) -> None:
         asked = f"cache_features={self._asked}"
@@ -101,6 +102,14 @@ class Feed:
                 "pictures from files: ImageData.from_folder, with augmentations by name",
                 "Leave cache_features out; or let ImageData do what your dataset or pipeline does.",
             )
+
+    def _tell_what_is_seen(self) -> None:
+        """Say which variety of the pictures is given up for time."""
+        seen = "each training picture once, without augmentation"
+        if self._views > 1:
+            seen = f"{self._views} augmented views of each training picture, which take turns in {self._epochs} epochs"
+        if self._data.varies and self._views < self._epochs:
+            print(f"cache_features={self._asked}: the frozen stages see {seen}")  # noqa: T201 - it is a trade
 
     def _keeps(self, name: str) -> bool:
         """Say whether features of a part may be kept."""
