@@ -357,7 +357,7 @@ def test_a_budget_that_does_not_hold_all_is_told_and_done_without(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for where in ("auto", "ram", "disk"):
-        data = filled(folder, placed(where, tmp_path / "kept", budget=10_000))  # type: ignore[arg-type]
+        data = filled(folder, placed(where, tmp_path / "kept", budget=10_000))
         assert same(epochs(data), epochs(shapes(folder, None)))
         assert data.memos.size <= 10_000
         assert "MB, may take 0 MB: pictures are decoded in every epoch" in capsys.readouterr().out

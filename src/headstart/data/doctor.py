@@ -67,8 +67,7 @@ def diagnose(data: ImageData, pace: Pace, processes: int, cores: tuple[int, int]
     if pace.share_waited < WAITED:
         return ""
     now = pace.per_picture
-    # Processes that cannot keep up determine the pace all together; without any, one waits for each picture.
-    preparing = now * processes if processes else now * pace.share_waited
+    preparing = _preparing(pace, processes)
     told = f"training waits for its pictures {pace.share_waited:.0%} of the time: preparing one takes "
     told += f"{1000 * preparing:.1f} ms" + (f", in {processes} processes" if processes > 1 else "")
     ways = _ways(data, pace, processes, cores, takes)
@@ -82,6 +81,12 @@ def diagnose(data: ImageData, pace: Pace, processes: int, cores: tuple[int, int]
     trains = "the next epochs" if change == _KEEP else "training"
     price = "" if change == _KEEP or change.startswith("workers") else ", and learn from other pictures"
     return f"{told}. With {change} {trains} would be about {gain:.1f} times as fast{price}"
+
+
+def _preparing(pace: Pace, processes: int) -> float:
+    """Give the seconds that preparing a picture takes."""
+    # Processes that cannot keep up determine the pace all together; without any, one waits for each picture.
+    return pace.per_picture * (processes or pace.share_waited)
 
 
 def _ways(data: ImageData, pace: Pace, processes: int, cores: tuple[int, int], takes: Takes) -> dict[str, float]:
@@ -102,9 +107,9 @@ def _ways(data: ImageData, pace: Pace, processes: int, cores: tuple[int, int], t
     ways: dict[str, float] = {}
     if parts is not None and source is part and (data.cache is None or data.cache.where != "disk"):
         ways[_KEEP] = with_less(parts.varying / parts.both)
-    preparing, (there, busy) = now * processes if processes else waited, cores
+    preparing, (there, busy) = _preparing(pace, processes), cores
     count = data.worker_count(source, "auto")  # leaves a core to training, which hardly needs it where it waits long
-    for more in (count, count + 1 if count == there - 1 else count):
+    for more in (count, there) if count == there - 1 else (count,):
         if processes < more <= there:
             ways[f"workers={more}"] = max(work, preparing / more, (preparing + busy * work) / there)
     if parts is not None:

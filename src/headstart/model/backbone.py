@@ -18,8 +18,6 @@ from headstart.model.stages import Stage, find_stages, locate
 from headstart.model.weights import forget_cached
 from headstart.randomness import preserved
 
-"""Parts of a tensor whose bits are summed up each by itself."""
-
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _FEW = 1024  # words that are looked at as they are: sums of them would take longer
 _OF_TORCH = frozenset(vars(nn.Module()))  # its mode, and dicts of parameters, hooks and the like

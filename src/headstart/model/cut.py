@@ -98,6 +98,11 @@ class Cut:
     still: Sequence[Tensor] = ()
     evaluates: bool = False
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers the features of a picture are, at all places."""
+        return sum(shape.numel() for shape in self.shapes)
+
     @cached_property
     def deciding(self) -> list[nn.Module]:
         """The modules whose settings may decide about the features: those before the places, and what holds either."""

@@ -111,8 +111,7 @@ class Entrance:
         except NoCutError as reason:
             print(f"pictures go through the frozen stages in every epoch: {reason}")  # noqa: T201
             return None
-        size = sum(shape.numel() for shape in cut.shapes)
-        return cut if self.most_numbers is None or size <= self.most_numbers else None
+        return cut if self.most_numbers is None or cut.numbers <= self.most_numbers else None
 
 
 @dataclass(frozen=True, eq=False)

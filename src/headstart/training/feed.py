@@ -136,8 +136,8 @@ class Feed:
                 cut = self._entrance.find()
             is_once = self._keeps("train") and self._views == 1 and not self._data.skips
             if is_once and cut is not None:
-                numbers = len(self._data.part("train")) * sum(shape.numel() for shape in cut.shapes)
-                if self._entrance.place_for(4 * numbers) is not None:  # bytes, at the most
+                size = 4 * cut.numbers * len(self._data.part("train"))  # bytes, at the most
+                if self._entrance.place_for(size) is not None:
                     more_than_once.remove("train")
         self._data.prepare(more_than_once)
 
